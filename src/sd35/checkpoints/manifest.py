@@ -1,0 +1,82 @@
+"""`sd35.json`: what a checkpoint folder holds, file by file, and how it came about.
+
+The manifest lists path, size and SHA-256 of every file, so damage shows later and two folders can be
+compared without reading them. A folder's *identity* is the SHA-256 of that list: it is what a picture
+records of the checkpoint that drew it. Folders from elsewhere have no manifest; theirs is computed.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sd35.checkpoints.folder import read_json
+from sd35.errors import CheckpointError
+
+FILE_NAME = "sd35.json"
+FORMAT = "sd35-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`files` by path relative to the folder; `variant`, `tool`, `recipe`, `source` tell where it comes from."""
+
+    files: dict[str, FileRecord]
+    variant: str | None = None
+    tool: str | None = None
+    recipe: dict[str, Any] | None = None
+    source: dict[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the list of files: equal for equal contents, wherever they lie."""
+        listing = "".join(f"{path} {record.sha256}\n" for path, record in sorted(self.files.items()))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, FileRecord]:
+    """Every file below `folder` but the manifest itself, hashed two at a time."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        records = pool.map(_record, paths)
+        return {
+            path.relative_to(folder).as_posix(): record for path, record in zip(paths, records, strict=True)
+        }
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, None where it has none."""
+    if not (folder / FILE_NAME).is_file():
+        return None
+    content = read_json(folder / FILE_NAME)
+    if content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{folder / FILE_NAME} is not of the format {FORMAT}: quantize or fetch anew.")
+    try:
+        files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
+        source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
+        return Manifest(files=files, source=source, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / FILE_NAME} is damaged ({error}): quantize or fetch anew."
+        ) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `sd35.json` into the folder; equal manifests give equal bytes."""
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,0 +1,145 @@
+"""Names to tensors, lazily, over one safetensors file or the shards of an index.
+
+A safetensors file is a JSON header (name -> dtype, shape, byte range) and then the bytes. Opening one reads
+the header alone; a tensor is mapped from the file when it is asked for, so a model larger than memory can
+be walked through. Shards are found through `*.safetensors.index.json`, whose `weight_map` may only name
+files that lie beside it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sd35.errors import CheckpointError
+
+# Names of the safetensors format, and what each means to torch.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a header says of one tensor."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensor takes in the file."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
+class TensorReader:
+    """Open safetensors files seen as one mapping; use it as a context manager."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.metadata: dict[str, str] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        self._files: dict[str, Any] = {}
+        self._stack = ExitStack()
+        try:
+            for path in paths:
+                self._open(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "TensorReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.specs
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name, mapped from its file."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def close(self) -> None:
+        """Let go of the files; tensors already read stay valid."""
+        self._stack.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}): fetch or copy it again."
+            ) from error
+        self.metadata.update(file.metadata() or {})
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            if name in self._files:
+                raise CheckpointError(f"{path} holds {name}, which another shard holds too: fetch it again.")
+            self._files[name] = file
+            self.specs[name] = _spec(path, name, file.get_slice(name))
+
+
+def _spec(path: Path, name: str, header: Any) -> TensorSpec:
+    dtype = str(header.get_dtype())
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has the type {dtype}, which no SD3.5 checkpoint holds.")
+    return TensorSpec(DTYPES[dtype], torch.Size(header.get_shape()))
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one component: `<stem>.safetensors`, or the shards that its index names."""
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        return _shards(index)
+    raise CheckpointError(
+        f"{folder} has no {whole.name} (nor shards with an index): that part of the checkpoint is missing, "
+        "so fetch or copy it again; weights in pickle files (.bin, .pt, .ckpt) are never read."
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} has no valid weight_map ({error!r}): fetch it again.") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is not a file beside it: refused."
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names the shard {name}, which is not there: fetch it again.")
+    return [index.parent / name for name in names]

@@ -1,0 +1,75 @@
+"""Where checkpoints live: the bundled one, those under SD35_HOME, and folders that people name by path.
+
+This file and `config` are the only readers of the environment. `SD35_HOME` (default: `sd35` in the user's
+cache folder) holds what sd35 makes for itself, such as the FP8 folder of the demo model.
+"""
+
+import hashlib
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from sd35.checkpoints.manifest import Manifest, hash_files, read_manifest
+from sd35.errors import MissingError
+from sd35.variants import VARIANTS
+
+
+def home() -> Path:
+    """`SD35_HOME`, else `$XDG_CACHE_HOME/sd35`, else `~/.cache/sd35`."""
+    if chosen := os.environ.get("SD35_HOME"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd35"
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """The folder that a person means by a name (`demo`) or a path; MissingError where there is none."""
+    if str(checkpoint) == "demo":
+        return Path(str(files("sd35"))) / "demo" / "checkpoint"
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        return path
+    if str(checkpoint) in VARIANTS:
+        return _named(str(checkpoint))
+    raise MissingError(
+        f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder, or one of the names "
+        f"{', '.join(VARIANTS)}."
+    )
+
+
+def _named(name: str) -> Path:
+    path = home() / "checkpoints" / name
+    if path.is_dir():
+        return path
+    raise MissingError(
+        f"The checkpoint {name!r} is not on this machine: put the folder of {VARIANTS[name].repository} "
+        f"at {path}, or give its path."
+    )
+
+
+def identity(folder: Path) -> str:
+    """The folder's identity: from its manifest, else by reading it all, once, and remembering the answer.
+
+    What is remembered holds as long as no file's path, size or modification time changes.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return manifest.identity
+    note = home() / "identities" / _stamp(folder)
+    if note.is_file():
+        return note.read_text(encoding="utf-8").strip()
+    computed = Manifest(hash_files(folder)).identity
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(computed + "\n", encoding="utf-8")
+    return computed
+
+
+def derived(source_identity: str, recipe: str) -> Path:
+    """Where the FP8 folder lives that sd35 makes, once, from a checkpoint and a recipe."""
+    return home() / "derived" / f"{source_identity[:16]}-{recipe}"
+
+
+def _stamp(folder: Path) -> str:
+    facts = [str(folder.resolve())]
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts.append(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The `sd35` command: each verb parses, calls one function and prints."""

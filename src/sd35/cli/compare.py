@@ -1,0 +1,9 @@
+"""compare"""
+
+
+def add_arguments(p):
+    pass
+
+
+def run(a):
+    pass

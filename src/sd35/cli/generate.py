@@ -1,0 +1,102 @@
+"""draw pictures from a prompt
+
+The checkpoint is the bundled demo model unless one is named; a 16-bit checkpoint is quantized to FP8 once,
+into SD35_HOME, when FP8 is asked for. The output's place is tried before any weight is read.
+"""
+
+import argparse
+import time
+from dataclasses import fields
+
+from sd35.cli.console import StepBar, megabytes, print_json
+from sd35.cli.output import OutputPlace
+from sd35.request import GenerationRequest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `sd35 generate`; what a request holds has the request's own name and default."""
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("--checkpoint", default="demo", help="a folder, or a name such as demo (the default)")
+    parser.add_argument(
+        "--precision", choices=("fp8", "bf16"), default="fp8", help="of the transformer's weights"
+    )
+    parser.add_argument("--variant", help="whose settings to use where the weights can't tell: large-turbo")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
+    parser.add_argument(
+        "-o", "--output", default="outputs", help="a .png file or a folder (default: outputs)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on stdout"
+    )
+    drawing = parser.add_argument_group("what to draw (default: what the checkpoint's makers recommend)")
+    drawing.add_argument("--negative-prompt", default="", help="what guidance leads away from")
+    drawing.add_argument("--prompt-2", help="another prompt for CLIP-G")
+    drawing.add_argument("--prompt-3", help="another prompt for T5")
+    drawing.add_argument("--width", type=int, help="pixels, a multiple of 16")
+    drawing.add_argument("--height", type=int, help="pixels, a multiple of 16")
+    drawing.add_argument("--steps", type=int, dest="num_inference_steps", help="denoising steps")
+    drawing.add_argument("--guidance-scale", type=float, help="how closely to follow the prompt; 1 is off")
+    drawing.add_argument("--seed", type=int, help="equal seeds give equal pictures; default: any")
+    drawing.add_argument(
+        "-n", type=int, dest="num_images", default=1, help="pictures, with seeds counting up"
+    )
+    drawing.add_argument("--max-sequence-length", type=int, help="tokens that T5 reads")
+    drawing.add_argument(
+        "--skip-layer-guidance-scale",
+        type=float,
+        default=0.0,
+        help="for Medium: 2.8 is recommended; 0 is off",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw, save, and say what was done."""
+    begin = time.perf_counter()
+    request = _request(arguments)
+    place = OutputPlace.at(arguments.output, request)
+    # Heavy rooms are imported here: everything above answers at once.
+    from sd35.config import RuntimeConfig
+    from sd35.quantization.ready import load
+    from sd35.runtime import facts
+
+    imported = time.perf_counter()
+    pipeline = load(
+        arguments.checkpoint, arguments.precision, RuntimeConfig(device=arguments.device), arguments.variant
+    )
+    loaded = time.perf_counter()
+    with StepBar(hidden=arguments.json) as bar:
+        generation = pipeline.generate(request, bar.show)
+    precision = facts.precision(pipeline)
+    report = {
+        "images": place.save(generation.images, pipeline.identity, precision["transformer"]),
+        "checkpoint": pipeline.variant.name,
+        "checkpoint_sha256": pipeline.identity,
+        "precision": precision,
+        "weight_bytes": facts.weight_bytes(pipeline),
+        "seconds": {
+            "import": imported - begin,
+            "load": loaded - imported,
+            **generation.seconds,
+            "total": time.perf_counter() - begin,
+        },
+        "peak_memory_bytes": facts.peak_memory_bytes(pipeline.device),
+    }
+    print_json(report) if arguments.json else _print(report)
+
+
+def _request(arguments: argparse.Namespace) -> GenerationRequest:
+    known = {field.name for field in fields(GenerationRequest)}
+    return GenerationRequest(**{name: value for name, value in vars(arguments).items() if name in known})
+
+
+def _print(report: dict) -> None:  # type: ignore[type-arg]
+    for image in report["images"]:
+        print(f"{image['path']}   {image['width']} x {image['height']}, seed {image['seed']}")
+    seconds = report["seconds"]
+    print("seconds   " + " · ".join(f"{stage} {spent:.2f}" for stage, spent in seconds.items()))
+    sizes = report["weight_bytes"]
+    print(
+        f"weights   {megabytes(sizes['total'])} ({report['precision']['transformer']} transformer), "
+        f"all in 16 bit {megabytes(sizes['total_16bit'])} · "
+        f"peak memory {megabytes(report['peak_memory_bytes'])}"
+    )

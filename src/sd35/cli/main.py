@@ -1,0 +1,70 @@
+"""The door: find the verb, run it, and turn every ending into an exit code.
+
+    0  done                          3  something that we refuse to read or draw
+    1  a bug: please report it       4  a path, disk, library or device that is not there
+    2  a flag or a number            5  interrupted
+
+Verbs are imported when they run, and their heavy rooms when they work, so `sd35 --help` costs no torch.
+"""
+
+import argparse
+import logging
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from sd35 import __version__
+from sd35.errors import RefusedError, RequestError, Sd35Error, UnavailableError
+
+VERBS = ("generate", "quantize", "compare")
+EXIT_CODES: dict[type[Sd35Error], int] = {RequestError: 2, RefusedError: 3, UnavailableError: 4}
+INTERRUPTED = 5
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, without importing any heavy room."""
+    parser = Parser(prog="sd35", description="Stable Diffusion 3.5 in FP8.")
+    parser.add_argument("--version", action="version", version=f"sd35 {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        module = import_module(f"sd35.cli.{name}")
+        summary = module.__doc__.splitlines()[0]
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        verb.add_argument("--verbose", action="store_true", help="say what is going on")
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    level = logging.INFO if arguments.verbose else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
+    logging.getLogger("sd35").setLevel(logging.INFO)
+    try:
+        arguments.run(arguments)
+    except Sd35Error as error:
+        print(f"sd35 {arguments.verb}: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print(f"\nsd35 {arguments.verb}: interrupted; nothing half-written is left behind.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def exit_code(error: Sd35Error) -> int:
+    """The number for the branch of the tree on which the error sits."""
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

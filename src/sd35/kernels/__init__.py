@@ -1,0 +1,1 @@
+"""Operations on tensors. `reference` defines them, `api` chooses who runs them."""

@@ -1,0 +1,63 @@
+"""Which code runs an operation: the only place that chooses, by declared capability and never by trial.
+
+`reference` is the definition and runs anywhere. `cublas` is `torch._scaled_mm`, whose FP8 product runs on
+the tensor cores of Ada (8.9), Hopper (9.0) and later; it wants K and N in multiples of 16, one scale a row
+and bf16 out. A name that can't do what is asked is an error that says why; `auto` takes the first that can.
+"""
+
+import torch
+from torch import Tensor
+
+from sd35.config import Kernels
+from sd35.errors import DeviceError
+from sd35.fp8 import ScaledTensor
+from sd35.kernels import reference
+
+FIRST_NATIVE_FP8 = (8, 9)
+
+
+def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
+    """Why `torch._scaled_mm` can't multiply by this weight, None when it can."""
+    device = weight.data.device
+    if device.type != "cuda":
+        return f"it needs a CUDA device, not {device.type}"
+    if torch.cuda.get_device_capability(device) < FIRST_NATIVE_FP8:
+        return f"{torch.cuda.get_device_name(device)} has no FP8 tensor cores (Ada and Hopper do)"
+    if weight.data.dtype != torch.float8_e4m3fn or weight.scale.shape[1] != 1:
+        return "it needs an E4M3 weight with one scale a row"
+    if any(size % 16 for size in weight.data.shape):
+        return f"it needs sizes in multiples of 16, not {tuple(weight.data.shape)}"
+    if dtype != torch.bfloat16:
+        return f"it gives bf16, not {dtype}"
+    return None
+
+
+def choose_kernels(wanted: Kernels, weight: ScaledTensor, dtype: torch.dtype) -> Kernels:
+    """The implementation that will multiply by this weight; DeviceError when the one demanded can't."""
+    if wanted == "reference":
+        return "reference"
+    refusal = cublas_refuses(weight, dtype)
+    if refusal is None:
+        return "cublas"
+    if wanted == "cublas":
+        raise DeviceError(f"The kernels 'cublas' can't run here: {refusal}; leave the choice at 'auto'.")
+    return "reference"
+
+
+def scaled_mm(
+    x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None, dtype: torch.dtype, kernels: Kernels
+) -> Tensor:
+    """`reference.scaled_mm` by the chosen code: x [..., K], weight [N, K] -> [..., N]."""
+    if kernels == "reference":
+        return reference.scaled_mm(x, weight, bias, dtype)
+    rows = x.data.flatten(0, -2)
+    out = torch._scaled_mm(
+        rows,
+        weight.data.T,
+        scale_a=x.scale.flatten(0, -2),
+        scale_b=weight.scale.T,
+        bias=bias,
+        out_dtype=dtype,
+        use_fast_accum=True,
+    )
+    return out.unflatten(0, x.data.shape[:-1])

@@ -1,0 +1,63 @@
+"""The five operations of the MMDiT in plain PyTorch: the definition that every fast kernel must meet.
+
+They run anywhere and on any dtype. What is not said here is not promised: a kernel may change the order of
+additions, never the place where something is rounded to FP8.
+
+Shapes: B batch, T tokens, H heads, D head dim, C = H * D channels, K and N in and out channels.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sd35.fp8 import ScaledTensor, quantize
+
+NORM_EPSILON = 1e-6
+
+
+def quantize_rowwise(x: Tensor) -> ScaledTensor:
+    """Each token's channels to E4M3 by the token's own amax: x [..., K] -> data [..., K], scale [..., 1]."""
+    return quantize(x, "e4m3fn", "rowwise")
+
+
+def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """dequantize(x) @ dequantize(weight).T + bias: x [..., K], weight [N, K] -> [..., N] in `dtype`.
+
+    `weight.scale` is [N, 1], or [N, K/128] when blocks run along K. FP8 values are exact in bf16, so the
+    product is taken in `dtype` (which accumulates in float32) and scaled afterwards, in float32.
+    """
+    groups = weight.scale.shape[1]
+    if groups == 1:
+        product = F.linear(x.data.to(dtype), weight.data.to(dtype)).float()
+        product = product * x.scale * weight.scale.T
+    else:
+        product = F.linear(x.data.to(dtype), dequantize_weight(weight, dtype)).float() * x.scale
+    return (product if bias is None else product + bias.float()).to(dtype)
+
+
+def dequantize_weight(weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
+    """data * scale for a weight [N, K] whose scale is [N, G]: one value a row, or one a row and K group."""
+    scale = weight.scale
+    if scale.shape[1] > 1:
+        scale = scale.repeat_interleave(-(-weight.data.shape[1] // scale.shape[1]), dim=1)
+        scale = scale[:, : weight.data.shape[1]]
+    return (weight.data.float() * scale).to(dtype)
+
+
+def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift, the norm without weights: x [B, T, C], shift and scale [B, C]."""
+    normed = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPSILON)
+    return normed * (1 + scale[:, None]) + shift[:, None]
+
+
+def qk_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / rms(x) * weight over the head dim, in float32: x [B, T, H, D], weight [D]."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+    return (normed * weight.float()).to(x.dtype)
+
+
+def joint_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v without a mask: [B, T, H, D] each -> [B, T, C]."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

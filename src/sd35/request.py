@@ -1,0 +1,216 @@
+"""What to draw, as data: a request as people give it, and the pictures that it comes to.
+
+A `GenerationRequest` has gaps: None means "what the variant recommends" (for the seed: "any"). It is
+checked when it is made. `pictures(variant)` fills the gaps, checks what only the variant can judge, and
+gives one `Picture` for each seed. Below that point there are no gaps, and no request either: pictures with
+equal `Settings` can be drawn as one batch, whoever asked for them.
+"""
+
+import math
+import secrets
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from sd35.errors import PromptError, RequestError
+from sd35.variants import PIXELS_PER_TOKEN, Variant
+
+T = TypeVar("T")
+
+MAX_PROMPT_CHARACTERS = 10_000
+MAX_SEED = 2**63 - 1 - 1_000  # leaves room to count up
+MAX_STEPS = 1_000
+MAX_IMAGES = 64
+MAX_SEQUENCE_LENGTH = 512  # what T5 was trained on
+
+
+@dataclass(frozen=True)
+class PromptTexts:
+    """The text for each of the three text encoders."""
+
+    clip_l: str
+    clip_g: str
+    t5: str
+
+    @classmethod
+    def of(cls, prompt: str, prompt_2: str | None = None, prompt_3: str | None = None) -> "PromptTexts":
+        """The first text serves every encoder that has none of its own."""
+        return cls(prompt, _first(prompt_2, prompt), _first(prompt_3, prompt))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of a batch share, complete."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    max_sequence_length: int
+    skip_layer_guidance_scale: float
+    skip_layers: tuple[int, ...]
+    skip_layer_guidance_start: float
+    skip_layer_guidance_stop: float
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part: classifier-free guidance is on above a scale of 1."""
+        return self.guidance_scale > 1
+
+    def skips_layers_at(self, step: int) -> bool:
+        """Whether skip-layer guidance takes part in this step (counted from 0)."""
+        first = self.num_inference_steps * self.skip_layer_guidance_start
+        last = self.num_inference_steps * self.skip_layer_guidance_stop
+        return self.guided and self.skip_layer_guidance_scale > 0 and first < step < last
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw: two equal ones come out equal on the same machine and checkpoint."""
+
+    prompt: PromptTexts
+    negative_prompt: PromptTexts
+    seed: int
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt and everything that decides its pictures; equal requests give equal bytes.
+
+    `prompt_2` and `prompt_3` go to CLIP-G and T5 and default to `prompt`, likewise for `negative_prompt`.
+    `num_images` pictures get the seeds `seed`, `seed + 1`, ... and each equals the picture that its seed
+    gives alone. Guidance is on above a `guidance_scale` of 1. Skip-layer guidance adds
+    `skip_layer_guidance_scale` times the difference that the `skip_layers` make, in the part of the steps
+    between the two fractions (Medium: scale 2.8, layers 7, 8, 9, from 0.01 to 0.2).
+    """
+
+    prompt: str
+    prompt_2: str | None = None
+    prompt_3: str | None = None
+    negative_prompt: str = ""
+    negative_prompt_2: str | None = None
+    negative_prompt_3: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    num_images: int = 1
+    max_sequence_length: int | None = None
+    skip_layer_guidance_scale: float = 0.0
+    skip_layers: tuple[int, ...] | None = None
+    skip_layer_guidance_start: float = 0.01
+    skip_layer_guidance_stop: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in _PROMPT_FIELDS:
+            _check_prompt(name, getattr(self, name))
+        for name, (low, high) in _WHOLE_NUMBERS.items():
+            _check_whole_number(name, getattr(self, name), low, high)
+        for name, (low, high) in _REAL_NUMBERS.items():
+            _check_real_number(name, getattr(self, name), low, high)
+        for side in ("width", "height"):
+            _check_multiple(side, getattr(self, side))
+
+    def pictures(self, variant: Variant) -> list[Picture]:
+        """The pictures that this request asks of this variant; RequestError where the two don't fit."""
+        settings = self._settings(variant)
+        _check_against(settings, variant)
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        prompt = PromptTexts.of(self.prompt, self.prompt_2, self.prompt_3)
+        negative = PromptTexts.of(self.negative_prompt, self.negative_prompt_2, self.negative_prompt_3)
+        return [Picture(prompt, negative, seed + i, settings) for i in range(self.num_images)]
+
+    def _settings(self, variant: Variant) -> Settings:
+        return Settings(
+            width=_first(self.width, variant.native_size),
+            height=_first(self.height, variant.native_size),
+            num_inference_steps=_first(self.num_inference_steps, variant.num_inference_steps),
+            guidance_scale=_first(self.guidance_scale, variant.guidance_scale),
+            max_sequence_length=_first(self.max_sequence_length, variant.max_sequence_length),
+            skip_layer_guidance_scale=self.skip_layer_guidance_scale,
+            skip_layers=_first(self.skip_layers, variant.skip_layers),
+            skip_layer_guidance_start=self.skip_layer_guidance_start,
+            skip_layer_guidance_stop=self.skip_layer_guidance_stop,
+        )
+
+
+_PROMPT_FIELDS = tuple(field.name for field in fields(GenerationRequest) if "prompt" in field.name)
+_WHOLE_NUMBERS = {
+    "width": (PIXELS_PER_TOKEN, 16_384),
+    "height": (PIXELS_PER_TOKEN, 16_384),
+    "num_inference_steps": (1, MAX_STEPS),
+    "seed": (0, MAX_SEED),
+    "num_images": (1, MAX_IMAGES),
+    "max_sequence_length": (1, MAX_SEQUENCE_LENGTH),
+}
+_REAL_NUMBERS = {
+    "guidance_scale": (0.0, 100.0),
+    "skip_layer_guidance_scale": (0.0, 100.0),
+    "skip_layer_guidance_start": (0.0, 1.0),
+    "skip_layer_guidance_stop": (0.0, 1.0),
+}
+
+
+def _first(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
+
+
+def _check_prompt(name: str, value: str | None) -> None:
+    if value is None and name not in ("prompt", "negative_prompt"):
+        return
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be text, not {type(value).__name__}.")
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(
+            f"{name} has {len(value):,} characters and the most is {MAX_PROMPT_CHARACTERS:,}: "
+            "the text encoders read a few hundred words at most, so shorten it."
+        )
+
+
+def _check_whole_number(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None and name != "num_images":
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be a whole number, not {value!r}.")
+    if not low <= value <= high:
+        raise RequestError(f"{name} is {value}, outside its range: give {low} to {high}.")
+
+
+def _check_real_number(name: str, value: float | None, low: float, high: float) -> None:
+    if value is None and name == "guidance_scale":
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RequestError(f"{name} must be a finite number, not {value!r}.")
+    if not low <= value <= high:
+        raise RequestError(f"{name} is {value}, outside its range: give {low:g} to {high:g}.")
+
+
+def _check_multiple(side: str, pixels: int | None) -> None:
+    if pixels is not None and pixels % PIXELS_PER_TOKEN:
+        below = max(pixels - pixels % PIXELS_PER_TOKEN, PIXELS_PER_TOKEN)
+        raise RequestError(
+            f"{side} is {pixels}, not a multiple of {PIXELS_PER_TOKEN}: one image token covers "
+            f"{PIXELS_PER_TOKEN} x {PIXELS_PER_TOKEN} pixels, so take {below} or {below + PIXELS_PER_TOKEN}."
+        )
+
+
+def _check_against(settings: Settings, variant: Variant) -> None:
+    for side, pixels in (("width", settings.width), ("height", settings.height)):
+        if pixels > variant.max_size:
+            raise RequestError(
+                f"{side} is {pixels}, beyond the {variant.max_size} pixels that the position table of "
+                f"{variant.title} reaches: take a smaller picture."
+            )
+    if settings.skip_layer_guidance_scale == 0:
+        return
+    if not settings.skip_layers:
+        raise RequestError(
+            f"Skip-layer guidance is not meant for {variant.title} (of the SD3.5 models Medium alone was "
+            "tuned for it): leave skip_layer_guidance_scale at 0, or name the skip_layers."
+        )
+    strangers = [layer for layer in settings.skip_layers if not 0 <= layer < variant.num_layers]
+    if strangers:
+        raise RequestError(
+            f"skip_layers names {strangers}, but {variant.title} has the layers 0 to {variant.num_layers - 1}."
+        )

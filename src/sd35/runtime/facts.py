@@ -1,0 +1,60 @@
+"""What a loaded pipeline is, in figures: bytes of weights, dtypes, the peak of memory."""
+
+import resource
+import sys
+
+import torch
+from torch import nn
+
+from sd35.runtime.linear import Fp8Linear
+from sd35.runtime.pipeline import Pipeline
+
+
+def components(pipeline: Pipeline) -> dict[str, nn.Module]:
+    """The parts that have weights, by their names in the checkpoint."""
+    encoders = pipeline.text_encoders
+    parts = {"text_encoder": encoders.clip_l.model, "text_encoder_2": encoders.clip_g.model}
+    if encoders.t5 is not None:
+        parts["text_encoder_3"] = encoders.t5.model
+    return {**parts, "transformer": pipeline.mmdit, "vae": pipeline.vae}
+
+
+def weight_bytes(pipeline: Pipeline) -> dict[str, int]:
+    """Bytes of each part's parameters and tables, `total`, and `total_16bit`: the same, all in 16 bit."""
+    parts = components(pipeline)
+    held = {name: sum(tensor.nbytes for tensor in _tensors(part)) for name, part in parts.items()}
+    elements = sum(_elements(part) for part in parts.values())
+    return {**held, "total": sum(held.values()), "total_16bit": 2 * elements}
+
+
+def precision(pipeline: Pipeline) -> dict[str, str]:
+    """Each part's dtype: that of its FP8 layers, where it has some, and that of the rest."""
+    return {name: _dtype(part) for name, part in components(pipeline).items()}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use so far: on a card what PyTorch allocated there, else the process's own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def _tensors(part: nn.Module) -> list[torch.Tensor]:
+    return [*part.parameters(), *part.buffers()]
+
+
+def _elements(part: nn.Module) -> int:
+    """Values of the model itself: the scales of FP8 layers are none."""
+    scales = sum(layer.scale.numel() for layer in part.modules() if isinstance(layer, Fp8Linear))
+    return sum(tensor.numel() for tensor in _tensors(part)) - scales
+
+
+def _dtype(part: nn.Module) -> str:
+    fp8 = {_name(layer.data) for layer in part.modules() if isinstance(layer, Fp8Linear)}
+    rest = {_name(tensor) for tensor in part.parameters()}
+    return " + ".join([*sorted(fp8), *sorted(rest)])
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

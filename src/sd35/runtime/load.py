@@ -1,0 +1,210 @@
+"""Checkpoint folder + RuntimeConfig -> Pipeline. Every `auto` is resolved here, once.
+
+Modules are built without memory (on the meta device) from the parts' configs and filled straight from the
+files, so nothing is ever initialised at random and no tensor exists twice. FP8 layers are whatever the
+files declare: loading quantizes nothing.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from sd35.checkpoints.folder import CheckpointFolder, open_folder
+from sd35.checkpoints.schemes import load_schemes
+from sd35.checkpoints.store import identity, locate
+from sd35.config import RuntimeConfig
+from sd35.errors import CheckpointError, DeviceError
+from sd35.runtime.encoders import TextEncoder, TextEncoders
+from sd35.runtime.mmdit import MMDiT, MMDiTConfig
+from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.weights import Placement, fill_mmdit, fill_module
+from sd35.variants import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, Variant, variant_of
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+# What every SD3.5 transformer/config.json says; another value is another architecture.
+_FIXED = {
+    "attention_head_dim": HEAD_DIM,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "patch_size": PATCH_SIZE,
+    "qk_norm": "rms_norm",
+}
+
+
+def load_pipeline(
+    checkpoint: str | Path, config: RuntimeConfig | None = None, variant: Variant | None = None
+) -> Pipeline:
+    """Load a checkpoint folder as it is, 16-bit or FP8; `variant` overrules what the weights suggest."""
+    config = config or RuntimeConfig()
+    folder = open_folder(locate(checkpoint))
+    placement = resolve(config)
+    log.debug("loading %s on %s, compute in %s", folder.path, placement.device, placement.dtype)
+    mmdit_config = read_mmdit_config(folder)
+    return Pipeline(
+        variant=variant or _recognise(folder, mmdit_config),
+        text_encoders=_load_text_encoders(folder, mmdit_config, placement),
+        mmdit=_load_mmdit(folder, mmdit_config, placement),
+        vae=_load_vae(folder, placement),
+        shift=_read_shift(folder),
+        device=placement.device,
+        identity=identity(folder.path),
+    )
+
+
+def resolve(config: RuntimeConfig) -> Placement:
+    """The device and dtype that `auto` comes to on this machine; DeviceError if the device isn't there."""
+    device = _device(config.device)
+    if config.compute_dtype == "auto":
+        # Without bf16 instructions a CPU takes longer for bf16 than for float32.
+        native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return Placement(device, torch.bfloat16 if native else torch.float32, config.kernels)
+    return Placement(device, _DTYPES[config.compute_dtype], config.kernels)
+
+
+def read_mmdit_config(folder: CheckpointFolder) -> MMDiTConfig:
+    """transformer/config.json as our numbers; CheckpointError where it isn't SD3.5's architecture."""
+    values = folder.config("transformer")
+    place = folder.path / "transformer/config.json"
+    for key, expected in _FIXED.items():
+        if values.get(key) != expected:
+            raise CheckpointError(
+                f"{place} gives {key} as {values.get(key)!r} and SD3.5 has {expected!r}: "
+                "this is a transformer of another architecture."
+            )
+    try:
+        return MMDiTConfig(
+            num_layers=_whole(values, "num_layers"),
+            channels=_whole(values, "num_attention_heads") * HEAD_DIM,
+            text_channels=_whole(values, "joint_attention_dim"),
+            pooled_channels=_whole(values, "pooled_projection_dim"),
+            pos_embed_max_size=_whole(values, "pos_embed_max_size"),
+            dual_attention_layers=tuple(values.get("dual_attention_layers") or ()),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place} is incomplete ({error}): fetch the checkpoint again.") from error
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise DeviceError(f"There is no kind of device {wanted!r}: try cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"The device {wanted} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA devices; "
+            "check the driver with nvidia-smi, or run on cpu."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"sd35 runs on cpu and cuda, not on {wanted}.")
+    return device
+
+
+def _whole(values: dict[str, Any], key: str) -> int:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 100_000:
+        raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def _recognise(folder: CheckpointFolder, config: MMDiTConfig) -> Variant:
+    variant = variant_of(config.num_layers, config.dual_attention_layers)
+    if variant is None:
+        raise CheckpointError(
+            f"{folder.path} has {config.num_layers} layers, dual attention in {config.dual_attention_layers}: "
+            "that is no SD3.5 variant; name the variant whose settings it should be run with."
+        )
+    return variant
+
+
+def _read_shift(folder: CheckpointFolder) -> float:
+    values = folder.config("scheduler")
+    shift = values.get("shift")
+    if values.get("use_dynamic_shifting") or not isinstance(shift, int | float) or not 0 < shift < 100:
+        raise CheckpointError(
+            f"{folder.path}/scheduler does not give a fixed shift (SD3.5 has 3.0): the file was changed."
+        )
+    return float(shift)
+
+
+def _load_mmdit(folder: CheckpointFolder, config: MMDiTConfig, placement: Placement) -> MMDiT:
+    with torch.device("meta"):
+        mmdit = MMDiT(config)
+    with folder.tensors("transformer") as reader:
+        fill_mmdit(mmdit, reader, load_schemes(reader.metadata), placement)
+    return mmdit.eval()
+
+
+def _load_vae(folder: CheckpointFolder, placement: Placement) -> nn.Module:
+    config = folder.config("vae")
+    factor = 2 ** (len(config.get("block_out_channels", ())) - 1)
+    if config.get("latent_channels") != LATENT_CHANNELS or factor != PIXELS_PER_LATENT:
+        raise CheckpointError(
+            f"{folder.path}/vae is not SD3.5's VAE (16 channels, factor 8): wrong checkpoint."
+        )
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    return _filled(vae, folder, "vae", placement)
+
+
+def _load_text_encoders(folder: CheckpointFolder, config: MMDiTConfig, placement: Placement) -> TextEncoders:
+    t5 = None
+    if "text_encoder_3" in folder.parts:
+        t5 = TextEncoder(_tokenizer(folder, "tokenizer_3", T5Tokenizer), _load_t5(folder, placement))
+    return TextEncoders(
+        clip_l=_load_clip(folder, "", placement),
+        clip_g=_load_clip(folder, "_2", placement),
+        t5=t5,
+        width=config.text_channels,
+    )
+
+
+def _load_clip(folder: CheckpointFolder, suffix: str, placement: Placement) -> TextEncoder:
+    part = f"text_encoder{suffix}"
+    config = CLIPTextConfig(**folder.config(part))
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(config)
+    for module in model.modules():
+        if "position_ids" in module._buffers:  # not in the file: it only counts
+            module.position_ids = torch.arange(config.max_position_embeddings, device=placement.device)[None]
+    model = _filled(model, folder, part, placement)
+    return TextEncoder(_tokenizer(folder, f"tokenizer{suffix}", CLIPTokenizer), model)
+
+
+def _load_t5(folder: CheckpointFolder, placement: Placement) -> nn.Module:
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config(**folder.config("text_encoder_3")))
+    ties = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "encoder.embed_tokens.weight"}
+    return _filled(model, folder, "text_encoder_3", placement, ties)
+
+
+def _filled(
+    module: nn.Module,
+    folder: CheckpointFolder,
+    part: str,
+    placement: Placement,
+    ties: dict[str, str] | None = None,
+) -> nn.Module:
+    with folder.tensors(part) as reader:
+        fill_module(module, reader, load_schemes(reader.metadata), placement, ties or {})
+    return module.eval()
+
+
+def _tokenizer(folder: CheckpointFolder, part: str, kind: Any) -> Any:
+    return kind.from_pretrained(folder.path / part, local_files_only=True)

@@ -1,0 +1,140 @@
+"""The MMDiT, SD3.5's denoising network: (noisy latents, text, timestep) -> velocity.
+
+What happens in a step is small: patches in, joint blocks, patches out. All that does not depend on the
+latents is computed once a request by `condition`, for every step at once: the text tokens' embedding and
+the AdaLN modulations, which need only the timesteps and the pooled text. A third of the parameters work
+there and nowhere else, so they can leave the card before the loop begins.
+
+Shapes: B batch, S steps, T tokens, C channels. Source: arXiv 2403.03206.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sd35.kernels.reference import adaln_modulate
+from sd35.runtime.joint_block import JointBlock
+from sd35.variants import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE
+
+FREQUENCIES = 128  # the timestep embedding has this many cosines, then as many sines
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """The numbers in which SD3.5 checkpoints differ; everything else is the same in all of them."""
+
+    num_layers: int
+    channels: int
+    text_channels: int  # of the text tokens (T5's width)
+    pooled_channels: int  # of the pooled text (both CLIP projections)
+    pos_embed_max_size: int  # tokens along one side of the position table
+    dual_attention_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.channels % HEAD_DIM == 0, "checked where the config is read"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network knows of a request: text tokens and, for every step, each block's modulations.
+
+    `context` [B, T, C]; `blocks` holds for each block the tables of the two streams, [S, B, rows, C] each;
+    `final` [S, B, 2, C] is the last layer's (scale, shift).
+    """
+
+    context: Tensor
+    blocks: list[tuple[Tensor, Tensor]]
+    final: Tensor
+
+    def rows(self, rows: slice) -> "Conditioning":
+        """The same for some rows of the batch."""
+        blocks = [(sample[:, rows], context[:, rows]) for sample, context in self.blocks]
+        return Conditioning(self.context[rows], blocks, self.final[:, rows])
+
+
+class EmbeddingMLP(nn.Module):
+    """Two linear layers around a SiLU."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels, channels)
+        self.fc2 = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., C]."""
+        out: Tensor = self.fc2(F.silu(self.fc1(x)))
+        return out
+
+
+class MMDiT(nn.Module):
+    """SD3.5's transformer, for inference. Layer names are ours; `weights.py` maps the checkpoint's."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, last = config.channels, config.num_layers - 1
+        self.patch_embed = nn.Conv2d(LATENT_CHANNELS, channels, PATCH_SIZE, stride=PATCH_SIZE)
+        self.register_buffer("pos_embed", torch.empty(1, config.pos_embed_max_size**2, channels))
+        self.timestep_embed = EmbeddingMLP(2 * FREQUENCIES, channels)
+        self.pooled_embed = EmbeddingMLP(config.pooled_channels, channels)
+        self.context_embed = nn.Linear(config.text_channels, channels)
+        self.blocks = nn.ModuleList(
+            JointBlock(channels, is_last=i == last, is_dual=i in config.dual_attention_layers)
+            for i in range(config.num_layers)
+        )
+        self.final_modulation = nn.Linear(channels, 2 * channels)
+        self.proj_out = nn.Linear(channels, PATCH_SIZE**2 * LATENT_CHANNELS)
+
+    def condition(self, sequence: Tensor, pooled: Tensor, timesteps: Tensor) -> Conditioning:
+        """Text tokens [B, T, text], pooled text [B, pooled], timesteps [S] in 0..1000 -> Conditioning."""
+        waves = timestep_waves(timesteps).to(pooled.dtype)
+        embedded = self.timestep_embed(waves)[:, None] + self.pooled_embed(pooled)  # [S, B, C]
+        condition = F.silu(embedded)
+        final: Tensor = self.final_modulation(condition)
+        return Conditioning(
+            context=self.context_embed(sequence),
+            blocks=[block.modulations(condition) for block in self._blocks()],
+            final=final.unflatten(-1, (2, -1)),
+        )
+
+    def forward(
+        self, latents: Tensor, conditioning: Conditioning, step: int, skip_layers: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Velocity at `latents` [B, 16, H, W] in one step, same shape; blocks in `skip_layers` are left out."""
+        height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
+        sample = self.patch_embed(latents).flatten(2).transpose(1, 2) + self._positions(height, width)
+        context = conditioning.context
+        for i, (block, tables) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
+            if i not in skip_layers:
+                sample, context = block(sample, context, tables[0][step], tables[1][step])
+        scale, shift = conditioning.final[step].unbind(dim=1)
+        return unpatchify(self.proj_out(adaln_modulate(sample, shift, scale)), height, width)
+
+    def _blocks(self) -> Iterable[JointBlock]:
+        return self.blocks  # type: ignore[return-value]
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """The middle of the square position table, [1, height * width, C]."""
+        side = self.config.pos_embed_max_size
+        top, left = (side - height) // 2, (side - width) // 2
+        grid = self.pos_embed.unflatten(1, (side, side))
+        return grid[:, top : top + height, left : left + width].flatten(1, 2)
+
+
+def timestep_waves(timesteps: Tensor) -> Tensor:
+    """Sinusoidal embedding of timesteps [S] -> [S, 256], cosines first, in float32."""
+    exponents = torch.arange(FREQUENCIES, dtype=torch.float32, device=timesteps.device) / FREQUENCIES
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens [B, height * width, 2 * 2 * 16] -> latents [B, 16, 2 * height, 2 * width]."""
+    patches = tokens.unflatten(1, (height, width)).unflatten(-1, (PATCH_SIZE, PATCH_SIZE, LATENT_CHANNELS))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,93 @@
+"""Prompt to picture in four calls: encode, initial latents, denoise, decode.
+
+This is the file to start reading. Each call is one function in one file: `encoders.encode`,
+`latents.initial_latents`, `sampling.denoise` (the loop over `mmdit.MMDiT`), `latents.decode`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import nn
+
+from sd35.request import GenerationRequest, Picture
+from sd35.runtime.encoders import TextEncoders, encode
+from sd35.runtime.latents import decode, initial_latents
+from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.sampling import OnStep, denoise
+from sd35.variants import Variant
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn picture and what it was drawn from."""
+
+    image: Image.Image
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The images of one call and the seconds that its stages took (encode, denoise, decode)."""
+
+    images: list[GeneratedImage]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model, ready to draw; `sd35.load` makes one."""
+
+    variant: Variant
+    text_encoders: TextEncoders
+    mmdit: MMDiT
+    vae: nn.Module
+    shift: float
+    device: torch.device
+    identity: str  # of the checkpoint: SHA-256 over its files
+
+    def generate(self, request: GenerationRequest, on_step: OnStep | None = None) -> Generation:
+        """Draw what is asked; `on_step(done, of)` is called after each step, and what it raises ends it."""
+        return self.draw(request.pictures(self.variant), on_step)
+
+    @torch.inference_mode()
+    def draw(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> Generation:
+        """Draw pictures with equal settings as one batch."""
+        settings = pictures[0].settings
+        assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
+        clock = StageClock(self.device)
+        with clock("encode"):
+            embeds = encode(self.text_encoders, pictures)
+        with clock("denoise"):
+            latents = initial_latents(pictures, self.device)
+            latents = denoise(self.mmdit, latents, embeds, settings, self.shift, on_step or _ignore)
+        with clock("decode"):
+            images = decode(self.vae, latents)
+        drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
+        return Generation(drawn, clock.seconds)
+
+
+@dataclass
+class StageClock:
+    """Seconds of named stages; a device's queue is drained before the clock is read."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = self._now()
+        yield
+        self.seconds[stage] = self._now() - begin
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _ignore(done: int, of: int) -> None:
+    """The listener that does not listen."""

@@ -1,0 +1,242 @@
+"""The checkpoint's tensors into our modules: names, fusion, FP8 layers, and not one tensor unaccounted for.
+
+The network is built on the meta device, without memory. Each of its layers then gets its values straight
+from the file: a linear layer whose scheme says FP8 is replaced by `Fp8Linear`, any other keeps its class
+and gets its weight in the compute dtype. q, k and v of one attention become one layer; their rows are
+stacked, and so are their scales, one a row: tensorwise and blockwise scales are spread over the rows first,
+which changes no value. A tensor that is missing, left over or misshapen is an error with its name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sd35.checkpoints.reader import TensorReader
+from sd35.config import Kernels
+from sd35.errors import CheckpointError
+from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
+from sd35.kernels.api import choose_kernels
+from sd35.runtime.linear import Fp8Linear
+from sd35.runtime.mmdit import MMDiT
+
+# Our layer -> the checkpoint's layers (diffusers' names) whose rows it stacks.
+_MODEL_LAYERS = {
+    "patch_embed": ("pos_embed.proj",),
+    "timestep_embed.fc1": ("time_text_embed.timestep_embedder.linear_1",),
+    "timestep_embed.fc2": ("time_text_embed.timestep_embedder.linear_2",),
+    "pooled_embed.fc1": ("time_text_embed.text_embedder.linear_1",),
+    "pooled_embed.fc2": ("time_text_embed.text_embedder.linear_2",),
+    "context_embed": ("context_embedder",),
+    "final_modulation": ("norm_out.linear",),
+    "proj_out": ("proj_out",),
+}
+_BLOCK_LAYERS = {
+    "sample_modulation": ("norm1.linear",),
+    "context_modulation": ("norm1_context.linear",),
+    "sample_attention.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "sample_attention.out": ("attn.to_out.0",),
+    "context_attention.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_attention.out": ("attn.to_add_out",),
+    "dual_attention.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "dual_attention.out": ("attn2.to_out.0",),
+    "sample_mlp.fc1": ("ff.net.0.proj",),
+    "sample_mlp.fc2": ("ff.net.2",),
+    "context_mlp.fc1": ("ff_context.net.0.proj",),
+    "context_mlp.fc2": ("ff_context.net.2",),
+}
+# Our parameter -> the checkpoint's tensor, where it is no layer's weight or bias.
+_BLOCK_TENSORS = {
+    "sample_attention.norm_q": "attn.norm_q.weight",
+    "sample_attention.norm_k": "attn.norm_k.weight",
+    "context_attention.norm_q": "attn.norm_added_q.weight",
+    "context_attention.norm_k": "attn.norm_added_k.weight",
+    "dual_attention.norm_q": "attn2.norm_q.weight",
+    "dual_attention.norm_k": "attn2.norm_k.weight",
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights go and as what: the device, the dtype of all that is not FP8, the FP8 kernels."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kernels: Kernels
+
+
+def fill_mmdit(
+    mmdit: MMDiT, reader: TensorReader, schemes: Mapping[str, Scheme], placement: Placement
+) -> None:
+    """Give an MMDiT built on the meta device all of its values."""
+    source = _Source(reader, schemes, placement)
+    for path, layers in _layers_of(mmdit):
+        _fill_layer(mmdit, path, layers, source)
+    for path, name in _tensors_of(mmdit):
+        _set_tensor(mmdit, path, source.tensor(name))
+    source.finish()
+
+
+def fill_module(
+    module: nn.Module,
+    reader: TensorReader,
+    schemes: Mapping[str, Scheme],
+    placement: Placement,
+    ties: Mapping[str, str],
+) -> None:
+    """Give a library's module, built on the meta device, all of its values under its own names.
+
+    `ties` maps a name to the one that it shares its values with: a file may hold either or both.
+    """
+    source = _Source(reader, schemes, placement)
+    for path in schemes:
+        _fill_layer(module, path, (path,), source)
+    for name in list(_unfilled(module)):
+        twin = ties.get(name, name)
+        _set_tensor(module, name, source.tensor(twin if twin in reader else name))
+    source.finish(also_known=set(ties))
+
+
+class _Source:
+    """A reader that places what it reads and remembers what was asked for."""
+
+    def __init__(self, reader: TensorReader, schemes: Mapping[str, Scheme], placement: Placement) -> None:
+        self.reader, self.schemes, self.placement = reader, schemes, placement
+        self._used: set[str] = set()
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in the compute dtype; one in FP8 has no value without its scale, so it is refused."""
+        value = self._read(name)
+        if value.dtype.itemsize == 1:
+            raise CheckpointError(
+                f"{name} is {value.dtype} and the file's header declares no format for it, so its scale is "
+                "unknown: fetch the checkpoint again, or quantize it anew with `sd35 quantize`."
+            )
+        return value.to(self.placement.device, self.placement.dtype)
+
+    def tensor_or_none(self, name: str) -> Tensor | None:
+        """Likewise, None where the checkpoint has none of that name."""
+        return self.tensor(name) if name in self.reader else None
+
+    def scaled(self, layer: str) -> ScaledTensor:
+        """An FP8 weight as stored, its scale spread to one a row (and K group)."""
+        data, scale = self._read(f"{layer}.weight"), self._read(f"{layer}.weight_scale")
+        device = self.placement.device
+        return ScaledTensor(data.to(device), rowwise_scale(layer, scale, data.shape).to(device))
+
+    def finish(self, also_known: frozenset[str] | set[str] = frozenset()) -> None:
+        """CheckpointError if the file holds anything that nobody asked for."""
+        left_over = sorted(set(self.reader) - self._used - also_known)
+        if left_over:
+            raise CheckpointError(
+                f"{self.reader.paths[0]} holds {len(left_over)} tensors that this model has no place for, "
+                f"{left_over[0]} for one: it is a checkpoint of something else, or damaged."
+            )
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self.reader:
+            raise CheckpointError(
+                f"{self.reader.paths[0]} lacks the tensor {name}, which its config.json promises: "
+                "the checkpoint is damaged or of something else, so fetch it again."
+            )
+        self._used.add(name)
+        return self.reader.read(name)
+
+
+def rowwise_scale(layer: str, scale: Tensor, shape: torch.Size) -> Tensor:
+    """The scale of an FP8 weight [N, K] as [N, 1], or blockwise as [N, K/128]; no value changes."""
+    granularity = granularity_of(scale, shape)
+    if granularity is None or scale.dtype != torch.float32:
+        raise CheckpointError(
+            f"{layer}.weight_scale is {scale.dtype} {tuple(scale.shape)}, which restores no weight of shape "
+            f"{tuple(shape)}: the checkpoint is damaged or of an unknown format."
+        )
+    if granularity == "tensorwise":
+        return scale.expand(shape[0], 1).contiguous()
+    if granularity == "blockwise":
+        return scale.repeat_interleave(BLOCK, dim=0)[: shape[0]].contiguous()
+    return scale
+
+
+def _layers_of(mmdit: MMDiT) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from _MODEL_LAYERS.items()
+    for i, block in enumerate(mmdit.blocks):
+        present = {name for name, _ in block.named_modules()}
+        for path, layers in _BLOCK_LAYERS.items():
+            if path in present:
+                yield f"blocks.{i}.{path}", tuple(f"transformer_blocks.{i}.{layer}" for layer in layers)
+
+
+def _tensors_of(mmdit: MMDiT) -> Iterator[tuple[str, str]]:
+    yield "pos_embed", "pos_embed.pos_embed"
+    for i, block in enumerate(mmdit.blocks):
+        present = {name for name, _ in block.named_parameters()}
+        for path, name in _BLOCK_TENSORS.items():
+            if path in present:
+                yield f"blocks.{i}.{path}", f"transformer_blocks.{i}.{name}"
+
+
+def _fill_layer(module: nn.Module, path: str, layers: tuple[str, ...], source: _Source) -> None:
+    schemes = {source.schemes.get(layer) for layer in layers}
+    if len(schemes) > 1:
+        raise CheckpointError(f"{', '.join(layers)} are one layer here and must share one scheme: {schemes}.")
+    scheme = schemes.pop()
+    if scheme is None:
+        _set_tensor(module, f"{path}.weight", _stack([source.tensor(f"{layer}.weight") for layer in layers]))
+        biases = [bias for layer in layers if (bias := source.tensor_or_none(f"{layer}.bias")) is not None]
+        if biases:
+            _set_tensor(module, f"{path}.bias", _stack(biases))
+        return
+    module.set_submodule(path, _fp8_linear(module.get_submodule(path), path, layers, scheme, source))
+
+
+def _fp8_linear(
+    plain: nn.Module, path: str, layers: tuple[str, ...], scheme: Scheme, source: _Source
+) -> Fp8Linear:
+    assert isinstance(plain, nn.Linear), f"only linear layers have schemes, not {path}"
+    parts = [source.scaled(layer) for layer in layers]
+    weight = ScaledTensor(_stack([part.data for part in parts]), _stack([part.scale for part in parts]))
+    _check_shape(path, weight.data, plain.weight)
+    bias = None
+    if plain.bias is not None:
+        bias = _stack([source.tensor(f"{layer}.bias") for layer in layers])
+        _check_shape(path, bias, plain.bias)
+    kernels = choose_kernels(source.placement.kernels, weight, source.placement.dtype)
+    return Fp8Linear(weight, bias, scheme.activation, kernels)
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """Rows under one another; a single part stays the mapped tensor that it is."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].dtype.itemsize > 1:
+        return torch.cat(parts)
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+
+
+def _set_tensor(module: nn.Module, path: str, value: Tensor) -> None:
+    owner_path, _, name = path.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    _check_shape(path, value, getattr(owner, name))
+    if name in owner._parameters:
+        setattr(owner, name, nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(owner, name, value)
+
+
+def _check_shape(path: str, value: Tensor, expected: Tensor) -> None:
+    if value.shape != expected.shape:
+        raise CheckpointError(
+            f"{path} has the shape {tuple(value.shape)} in the file and {tuple(expected.shape)} by its "
+            "config.json: the two are not of the same model, so fetch the checkpoint again."
+        )
+
+
+def _unfilled(module: nn.Module) -> Iterator[str]:
+    """Names of parameters and persistent buffers that are still on the meta device."""
+    for name in module.state_dict():
+        owner_path, _, leaf = name.rpartition(".")
+        tensor = getattr(module.get_submodule(owner_path), leaf)
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            yield name
