@@ -1,0 +1,225 @@
+"""Train the demo checkpoint, stage by stage, in legs that end on time.
+
+    python -m sd35.demo.train WORK --renderings renderings.zip vae=130 evaluator=35 latents=45 mmdit=250 export
+
+Every stage reads what earlier ones left in WORK and leaves its own files there, so a leg may end after
+any stage and the next goes on. Stages and their seconds, in order:
+
+    captions    recipes of all pictures, tokenizers learnt from their captions, tokens   (CPU alone)
+    vae         the VAE, then scale and shift of its latents
+    evaluator   the judge
+    latents     pictures composed and encoded once
+    mmdit       MMDiT and text encoders; "mmdit=rest" takes what --deadline leaves; may be repeated
+    export      the averaged weights as a diffusers folder, WORK/checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import string
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from . import architecture
+from .architecture import Tokenizers
+from .budget import Budget, TrainingLog
+from .conditioning import Tokens, tokenize
+from .dataset import CAPTIONS_PER_PICTURE, Recipe, compose, draw_captions, draw_recipes
+from .evaluator import EvaluatorNet
+from .renderings import load_renderings
+from .scenes import Composer
+from .train_evaluator import BATCH, train_evaluator
+from .train_mmdit import SHORT, Corpus, Schedule, Trainer, train_mmdit
+from .train_vae import CROP_BATCH, encode_recipes, measure_latents, train_vae
+from .vocabulary import load_vocabulary
+
+SEED = 20
+TOKENIZER_CAPTIONS = 60_000
+
+
+@dataclass
+class Session:
+    """One run of this program: its folders, its options, and what several stages share."""
+
+    work: Path
+    renderings: Path
+    device: torch.device
+    schedule: Schedule
+    pictures: int
+    max_steps: int | None
+
+    @cached_property
+    def log(self) -> TrainingLog:
+        """The rows of all legs."""
+        return TrainingLog(self.work / "log.jsonl")
+
+    @cached_property
+    def composer(self) -> Composer:
+        """The renderings on the device."""
+        vocabulary = load_vocabulary()
+        return Composer(load_renderings(self.renderings, vocabulary), vocabulary, self.device)
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The same recipes in every process."""
+        return draw_recipes(load_vocabulary(), self.pictures, SEED)
+
+    def budget(self, seconds: float) -> Budget:
+        """A stage's time."""
+        return Budget(seconds, self.max_steps)
+
+    def tokenizers(self) -> Tokenizers:
+        """The tokenizers that the stage "captions" has learnt."""
+        folder = self.work / "tokenizers"
+        return Tokenizers(
+            CLIPTokenizer.from_pretrained(folder / "clip_l"),
+            CLIPTokenizer.from_pretrained(folder / "clip_g"),
+            T5Tokenizer.from_pretrained(folder / "t5"),
+        )
+
+    def vae(self) -> AutoencoderKL:
+        """The VAE that the stage "vae" has trained."""
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(self.work / "vae")
+        return vae
+
+
+def captions_stage(session: Session, seconds: float) -> None:
+    """Learn the tokenizers, tokenize every caption; `seconds` is not used."""
+    captions = draw_captions(load_vocabulary(), session.recipes, SEED + 1)
+    tokenizers = architecture.train_tokenizers([*captions[:TOKENIZER_CAPTIONS], " ".join(string.printable)])
+    for name in ("clip_l", "clip_g", "t5"):
+        getattr(tokenizers, name).save_pretrained(session.work / "tokenizers" / name)
+    tokens, empty = tokenize(tokenizers, captions, SHORT), tokenize(tokenizers, [""], SHORT)
+    target, partial = session.work / "tokens.safetensors", session.work / "tokens.partial"
+    save_file({f"{n}.{k}": v for n, t in (("all", tokens), ("empty", empty)) for k, v in vars(t).items()}, partial)
+    partial.rename(target)
+
+
+def vae_stage(session: Session, seconds: float) -> None:
+    """Train the VAE, measure its latents, save both."""
+    torch.manual_seed(SEED)
+    vae = architecture.build_vae()
+    batch = min(CROP_BATCH, session.schedule.batch)
+    train_vae(vae, session.composer, session.recipes, session.budget(seconds), session.log, batch)
+    fresh = draw_recipes(load_vocabulary(), min(512, session.pictures), SEED + 2)
+    pictures = compose(session.composer, fresh, torch.Generator(session.device).manual_seed(3))
+    figures = [measure_latents(vae, part) for part in pictures.split(64)]
+    mean, deviation, psnr = (sum(column) / len(figures) for column in zip(*figures, strict=True))
+    session.log.write(stage="vae", mean=mean, deviation=deviation, psnr=psnr)
+    vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / deviation, 4))
+    vae.save_pretrained(session.work / "vae")
+
+
+def evaluator_stage(session: Session, seconds: float) -> None:
+    """Train the evaluator and save it in half precision."""
+    torch.manual_seed(SEED + 3)
+    net = EvaluatorNet(load_vocabulary())
+    batch = min(BATCH, session.schedule.batch)
+    train_evaluator(net, session.composer, load_vocabulary(), session.budget(seconds), session.log, batch)
+    weights = {name: value.detach().half().contiguous().cpu() for name, value in net.state_dict().items()}
+    save_file(weights, session.work / "evaluator.safetensors")
+
+
+def latents_stage(session: Session, seconds: float) -> None:
+    """Encode as many pictures as the time allows."""
+    latents = encode_recipes(session.vae(), session.composer, session.recipes, session.budget(seconds))
+    session.log.write(stage="latents", pictures=len(latents), deviation=latents[:4096].float().std().item())
+    save_file({"latents": latents.cpu()}, session.work / "latents.safetensors")
+
+
+def mmdit_stage(session: Session, seconds: float) -> None:
+    """One leg of MMDiT training, from scratch or from the last leg's state."""
+    budget = session.budget(seconds)
+    torch.manual_seed(SEED + 4)
+    corpus = _corpus(session)
+    encoders = architecture.build_text_encoders(session.tokenizers())
+    trainer = Trainer(architecture.build_mmdit(), encoders, session.device)
+    state = session.work / "state.pt"
+    if state.exists():
+        trainer.load_state(state)
+    train_mmdit(trainer, corpus, session.schedule, budget, session.log)
+    torch.save(trainer.state(), state)
+
+
+def _corpus(session: Session) -> Corpus:
+    """Latents and tokens; waits for tokens that another process may still be writing."""
+    path = session.work / "tokens.safetensors"
+    while not path.exists():
+        time.sleep(1)
+    tokenizers = session.tokenizers()
+    device = str(session.device)
+    tensors = load_file(path, device=device)
+    latents = load_file(session.work / "latents.safetensors", device=device)["latents"]
+    assert len(tensors["all.t5"]) >= len(latents) * CAPTIONS_PER_PICTURE, "fewer captions than pictures"
+    all_tokens, empty = (
+        Tokens(*(tensors[f"{name}.{field}"] for field in ("clip_l", "clip_g", "t5"))) for name in ("all", "empty")
+    )
+    return Corpus(latents, all_tokens, empty, tokenizers.t5.pad_token_id)
+
+
+def export_stage(session: Session, seconds: float) -> None:
+    """Write the averaged weights as a diffusers folder; `seconds` is not used."""
+    encoders = architecture.build_text_encoders(session.tokenizers())
+    trainer = Trainer(architecture.build_mmdit(), encoders, torch.device("cpu"))
+    trainer.load_state(session.work / "state.pt")
+    trainer.use_averages()
+    trainer.trained.eval()
+    pipeline = architecture.build_pipeline(session.tokenizers(), encoders, session.vae(), trainer.mmdit)
+    size = architecture.save_pipeline(pipeline, session.work / "checkpoint")
+    session.log.write(stage="export", bytes=float(size))
+
+
+STAGES: dict[str, Callable[[Session, float], None]] = {
+    "captions": captions_stage,
+    "vae": vae_stage,
+    "evaluator": evaluator_stage,
+    "latents": latents_stage,
+    "mmdit": mmdit_stage,
+    "export": export_stage,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
+    parser.add_argument("work", type=Path, help="folder for everything that is made")
+    parser.add_argument("stages", nargs="+", metavar="stage[=seconds]", help=" ".join(STAGES))
+    parser.add_argument("--renderings", type=Path, required=True, help="zip file of sd35.demo.renderings")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--deadline", type=float, default=600.0, help='seconds in all, for "mmdit=rest"')
+    parser.add_argument("--reserve", type=float, default=30.0, help='seconds that "mmdit=rest" leaves free')
+    parser.add_argument("--started", type=float, default=time.time(), help="when the leg began, in Unix seconds")
+    parser.add_argument("--hold", type=float, default=1.0, help="share of mmdit's time at the full learning rate")
+    parser.add_argument("--batch", type=int, default=768)
+    parser.add_argument("--pictures", type=int, default=160_000)
+    parser.add_argument("--max-steps", type=int, default=None, help="for rehearsals")
+    parser.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    options = _arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    schedule = Schedule(options.hold, options.batch, compiled=not options.no_compile)
+    device = torch.device(options.device)
+    session = Session(options.work, options.renderings, device, schedule, options.pictures, options.max_steps)
+    for word in options.stages:
+        name, _, seconds = word.partition("=")
+        left = options.deadline - options.reserve - (time.time() - options.started)
+        began = time.time()
+        STAGES[name](session, left if seconds == "rest" else float(seconds or 0))
+        session.log.write(stage=name, took=time.time() - began, since_start=time.time() - options.started)
+
+
+if __name__ == "__main__":
+    main()
