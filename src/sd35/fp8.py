@@ -84,7 +84,7 @@ def granularity_of(scale: Tensor, shape: torch.Size) -> Granularity | None:
     """Which granularity a scale of this shape has for data of that shape, None when it fits none."""
     for granularity in get_args(Granularity):
         if tuple(scale.shape) == scale_shape(shape, granularity):
-            return granularity  # type: ignore[no-any-return]
+            return granularity
     return None
 
 

@@ -8,7 +8,7 @@ equal `Settings` can be drawn as one batch, whoever asked for them.
 
 import math
 import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from sd35.errors import PromptError, RequestError
@@ -78,8 +78,8 @@ class GenerationRequest:
     """One prompt and everything that decides its pictures; equal requests give equal bytes.
 
     `prompt_2` and `prompt_3` go to CLIP-G and T5 and default to `prompt`, likewise for `negative_prompt`.
-    `num_images` pictures get the seeds `seed`, `seed + 1`, ... and each equals the picture that its seed
-    gives alone. Guidance is on above a `guidance_scale` of 1. Skip-layer guidance adds
+    `num_images` pictures get the seeds `seed`, `seed + 1`, ... and each is the picture that its seed
+    gives alone, up to rounding. Guidance is on above a `guidance_scale` of 1. Skip-layer guidance adds
     `skip_layer_guidance_scale` times the difference that the `skip_layers` make, in the part of the steps
     between the two fractions (Medium: scale 2.8, layers 7, 8, 9, from 0.01 to 0.2).
     """
@@ -105,10 +105,10 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         for name in _PROMPT_FIELDS:
             _check_prompt(name, getattr(self, name))
-        for name, (low, high) in _WHOLE_NUMBERS.items():
-            _check_whole_number(name, getattr(self, name), low, high)
-        for name, (low, high) in _REAL_NUMBERS.items():
-            _check_real_number(name, getattr(self, name), low, high)
+        for name, whole in _WHOLE_NUMBERS.items():
+            _check_whole_number(name, getattr(self, name), *whole)
+        for name, real in _REAL_NUMBERS.items():
+            _check_real_number(name, getattr(self, name), *real)
         for side in ("width", "height"):
             _check_multiple(side, getattr(self, side))
 
@@ -212,5 +212,6 @@ def _check_against(settings: Settings, variant: Variant) -> None:
     strangers = [layer for layer in settings.skip_layers if not 0 <= layer < variant.num_layers]
     if strangers:
         raise RequestError(
-            f"skip_layers names {strangers}, but {variant.title} has the layers 0 to {variant.num_layers - 1}."
+            f"skip_layers names {strangers}, but {variant.title} has only the layers 0 to "
+            f"{variant.num_layers - 1}."
         )

@@ -73,7 +73,8 @@ def open_folder(path: Path) -> CheckpointFolder:
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != PIPELINE_CLASS:
         raise CheckpointError(
-            f"{path}/model_index.json is for {index.get('_class_name')!r}, and SD3.5 needs {PIPELINE_CLASS!r}."
+            f"{path}/model_index.json is for {index.get('_class_name')!r}, not for {PIPELINE_CLASS!r}: "
+            "this is a checkpoint of something else."
         )
     parts = tuple(name for name, part in PARTS.items() if _is_present(path, name, part, index.get(name)))
     folder = CheckpointFolder(path, parts)

@@ -29,7 +29,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` by path relative to the folder; `variant`, `tool`, `recipe`, `source` tell where it comes from."""
+    """`files` by their path in the folder; the other fields tell where the folder comes from."""
 
     files: dict[str, FileRecord]
     variant: str | None = None

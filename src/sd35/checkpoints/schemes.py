@@ -2,7 +2,8 @@
 
 The header's `__metadata__` holds, under `_quantization_metadata`, the JSON
 
-    {"format_version": "1.0", "layers": {"<layer>": {"format": "float8_e4m3fn_rowwise", "activation": "dynamic"}}}
+    {"format_version": "1.0",
+     "layers": {"<layer>": {"format": "float8_e4m3fn_rowwise", "activation": "dynamic"}}}
 
 and for each such layer the file holds `<layer>.weight` in FP8 and `<layer>.weight_scale` in float32. The
 key, the version and the format names follow ComfyUI's QUANTIZATION.md and its community extensions, whose

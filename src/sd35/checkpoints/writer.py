@@ -63,4 +63,5 @@ def _check(name: str, tensor: Tensor, expected: tuple[str, TensorSpec] | None) -
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data

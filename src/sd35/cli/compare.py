@@ -1,9 +1,126 @@
-"""compare"""
+"""measure how faithful a checkpoint is to another
+
+Draws the same prompts and seeds with both and prints how far apart the pictures are. With one checkpoint,
+its FP8 form is measured against itself in 16 bit.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd35.cli.console import CountBar, print_json
+from sd35.cli.output import write_whole
+from sd35.errors import MissingError, RequestError
+
+if TYPE_CHECKING:
+    from sd35.compare.compare import Comparison
 
 
-def add_arguments(p):
-    pass
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `sd35 compare`."""
+    parser.add_argument(
+        "reference", nargs="?", default="demo", help="a checkpoint (default: demo, in 16 bit)"
+    )
+    parser.add_argument("candidate", nargs="?", help="another; default: the reference in FP8")
+    parser.add_argument("--prompts", help="a text file, one prompt a line; default: the demo's own, half of "
+                        "them of pairs never seen in training")  # fmt: skip
+    parser.add_argument("-n", type=int, default=500, help="how many of the prompts (default: 500)")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures drawn at once")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
+    parser.add_argument(
+        "--witness", action="store_true", help="ask EfficientNet-Lite0 too (sd35-fp8[compare])"
+    )
+    parser.add_argument("--sheet", help="write the first pictures side by side to this .png")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else on stdout"
+    )
 
 
-def run(a):
-    pass
+def run(arguments: argparse.Namespace) -> None:
+    """Draw with both, measure, print."""
+    if arguments.n < 1 or arguments.batch_size < 1:
+        raise RequestError("-n and --batch-size count pictures: give 1 or more.")
+    from sd35.checkpoints.store import locate
+    from sd35.compare.compare import draw_all, measure, pictures_of
+    from sd35.compare.judges import SubjectJudge, load_witness
+    from sd35.config import RuntimeConfig
+    from sd35.quantization.ready import ready
+    from sd35.runtime.load import resolve
+
+    config = RuntimeConfig(device=arguments.device)
+    device = resolve(config).device
+    prompts = _prompts(arguments)
+    requests = pictures_of(prompts, arguments.seed, arguments.steps)
+    reference = locate(arguments.reference)
+    candidate = locate(arguments.candidate) if arguments.candidate else ready(reference, "fp8")
+    witness = load_witness(device) if arguments.witness else None
+    drawings = []
+    for name, folder in (("reference", reference), ("candidate", candidate)):
+        with CountBar(name, " pictures", hidden=arguments.json) as bar:
+            drawings.append(draw_all(folder, requests, config, arguments.batch_size, bar.show))
+    judge = SubjectJudge(device) if drawings[0].variant == "demo" else None
+    comparison = measure(drawings[0], drawings[1], judge, witness)
+    report = _report(comparison, requests[0].num_inference_steps, str(device))
+    print_json(report) if arguments.json else _print(report)
+    if arguments.sheet:
+        _write_sheet(comparison, prompts, Path(arguments.sheet))
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    if arguments.prompts is None:
+        from sd35.demo.prompts import held_out_prompts, trained_prompts
+
+        trained, held_out = (
+            trained_prompts(arguments.n - arguments.n // 2),
+            held_out_prompts(arguments.n // 2),
+        )
+        return [prompt.text for prompt in [*trained, *held_out]]
+    try:
+        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MissingError(
+            f"{arguments.prompts} can't be read ({error.strerror}): give a text file."
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip()][: arguments.n]
+    if not prompts:
+        raise RequestError(f"{arguments.prompts} holds no prompts: write one on each line.")
+    return prompts
+
+
+def _report(comparison: "Comparison", steps: int | None, device: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "pictures": len(comparison.reference.images),
+        "num_inference_steps": steps or "as recommended",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "torch": torch.__version__,
+        "reference": comparison.reference.precision["transformer"],
+        "candidate": comparison.candidate.precision["transformer"],
+        "same_subject": comparison.same_subject,
+        "figures": [vars(figure) for figure in comparison.figures],
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(
+        f"{report['pictures']} pictures on {report['device']}, torch {report['torch']}: "
+        f"{report['candidate']} against {report['reference']}\n"
+    )
+    print("| figure | mean | worst 5% |\n|---|---|---|")
+    for figure in report["figures"]:
+        print(f"| {figure['name']} | {figure['mean']:.4g} | {figure['worst']:.4g} |")
+    if report["same_subject"] is not None:
+        print(f"| same subject, by the evaluator | {report['same_subject']:.1%} | |")
+
+
+def _write_sheet(comparison: "Comparison", prompts: list[str], path: Path) -> None:
+    import io
+
+    from sd35.compare.sheet import contact_sheet
+
+    buffer = io.BytesIO()
+    contact_sheet(comparison, prompts).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What the terminal shows: a step bar, sizes, JSON. Progress goes to stderr, results to stdout."""
+"""What the terminal shows: a progress bar, sizes, JSON. Progress goes to stderr, results to stdout."""
 
 import json
 from typing import Any
@@ -6,27 +6,32 @@ from typing import Any
 from tqdm import tqdm
 
 
-class StepBar:
-    """A progress bar over denoising steps, with the step, the rate and the time left."""
+class CountBar:
+    """A progress bar over a count, with the rate and the time left; it appears with the first count."""
 
-    def __init__(self, *, hidden: bool) -> None:
-        self._bar: tqdm[Any] = tqdm(
-            desc="denoise",
-            unit="step",
-            disable=hidden,
-            bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left]",
-        )
+    def __init__(self, name: str, unit: str, *, hidden: bool) -> None:
+        self._name, self._unit, self._hidden = name, unit, hidden
+        self._bar: tqdm[Any] | None = None
 
     def show(self, done: int, of: int) -> None:
-        """Step `done` of `of` is over."""
-        self._bar.total = of
+        """`done` of `of` are over."""
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=self._name,
+                unit=self._unit,
+                total=of,
+                initial=done,
+                disable=self._hidden,
+                bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left]",
+            )
         self._bar.update(done - self._bar.n)
 
-    def __enter__(self) -> "StepBar":
+    def __enter__(self) -> "CountBar":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def megabytes(count: int) -> str:

@@ -8,7 +8,7 @@ import argparse
 import time
 from dataclasses import fields
 
-from sd35.cli.console import StepBar, megabytes, print_json
+from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
 from sd35.request import GenerationRequest
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint, arguments.precision, RuntimeConfig(device=arguments.device), arguments.variant
     )
     loaded = time.perf_counter()
-    with StepBar(hidden=arguments.json) as bar:
+    with CountBar("denoise", " steps", hidden=arguments.json) as bar:
         generation = pipeline.generate(request, bar.show)
     precision = facts.precision(pipeline)
     report = {

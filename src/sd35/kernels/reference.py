@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sd35.fp8 import ScaledTensor, quantize
+from sd35.fp8 import BLOCK, ScaledTensor, quantize
 
 NORM_EPSILON = 1e-6
 
@@ -39,8 +39,7 @@ def dequantize_weight(weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
     """data * scale for a weight [N, K] whose scale is [N, G]: one value a row, or one a row and K group."""
     scale = weight.scale
     if scale.shape[1] > 1:
-        scale = scale.repeat_interleave(-(-weight.data.shape[1] // scale.shape[1]), dim=1)
-        scale = scale[:, : weight.data.shape[1]]
+        scale = scale.repeat_interleave(BLOCK, dim=1)[:, : weight.data.shape[1]]
     return (weight.data.float() * scale).to(dtype)
 
 

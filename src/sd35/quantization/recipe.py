@@ -30,7 +30,7 @@ _T5_LINEAR = re.compile(
 class Recipe:
     """`blocks` for the joint blocks' linears; `adaln` and `t5` for theirs, None to leave them 16-bit."""
 
-    blocks: Scheme = Scheme()
+    blocks: Scheme = field(default_factory=Scheme)
     adaln: Scheme | None = field(default_factory=lambda: Scheme().storage_only())
     t5: Scheme | None = None
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to pictures. Start at `pipeline.py`; the loop is `sampling.py`, the network `mmdit.py`."""
+"""From a checkpoint to pictures. Start reading at `pipeline.py`."""

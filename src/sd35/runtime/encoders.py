@@ -73,8 +73,7 @@ class TextEncoders:
     def _t5(self, texts: list[str], length: int, like: Tensor) -> Tensor:
         if self.t5 is None:
             return like.new_zeros(len(texts), length, self.width)
-        embeds: Tensor = self.t5.model(self.t5.tokens(texts, length))[0]
-        return embeds
+        return self.t5.model(self.t5.tokens(texts, length))[0]
 
 
 def encode(encoders: TextEncoders, pictures: Sequence[Picture]) -> PromptEmbeds:

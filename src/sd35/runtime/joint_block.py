@@ -51,9 +51,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        hidden: Tensor = self.fc1(x)
-        out: Tensor = self.fc2(F.gelu(hidden, approximate="tanh"))
-        return out
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class JointBlock(nn.Module):
@@ -74,9 +72,9 @@ class JointBlock(nn.Module):
     def modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Condition [..., C] -> this block's tables for the two streams, each [..., rows, C]."""
         channels = condition.shape[-1]
-        sample: Tensor = self.sample_modulation(condition)
-        context: Tensor = self.context_modulation(condition)
-        return sample.unflatten(-1, (-1, channels)), context.unflatten(-1, (-1, channels))
+        tables = (self.sample_modulation(condition), self.context_modulation(condition))
+        sample, context = (table.unflatten(-1, (-1, channels)) for table in tables)
+        return sample, context
 
     def forward(
         self, sample: Tensor, context: Tensor, sample_table: Tensor, context_table: Tensor
@@ -105,8 +103,7 @@ class JointBlock(nn.Module):
         assert self.dual_attention is not None
         assert self.dual_attention.out is not None
         q, k, v = self.dual_attention.project(adaln_modulate(sample, shift, scale))
-        branch: Tensor = self.dual_attention.out(joint_attention(q, k, v))
-        return gate[:, None] * branch
+        return gate[:, None] * self.dual_attention.out(joint_attention(q, k, v))
 
     def _modulated_context(self, context: Tensor, table: Tensor) -> Tensor:
         if self.context_mlp is None:

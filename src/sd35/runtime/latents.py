@@ -5,14 +5,18 @@ latents by (z - shift_factor) * scaling_factor, so decoding undoes that first.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from sd35.request import Picture
 from sd35.variants import LATENT_CHANNELS, PIXELS_PER_LATENT
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 def initial_latents(pictures: Sequence[Picture], device: torch.device) -> Tensor:
@@ -24,7 +28,7 @@ def initial_latents(pictures: Sequence[Picture], device: torch.device) -> Tensor
     return torch.stack(noise).to(device)
 
 
-def decode(vae: nn.Module, latents: Tensor) -> list[Image.Image]:
+def decode(vae: "AutoencoderKL", latents: Tensor) -> list[Image.Image]:
     """Latents [B, 16, H/8, W/8] -> B pictures, one at a time: the VAE's activations are what fills a card."""
     return [_to_image(_decode_one(vae, row)) for row in latents.split(1)]
 
@@ -36,11 +40,10 @@ def _noise(picture: Picture) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-def _decode_one(vae: nn.Module, latents: Tensor) -> Tensor:
+def _decode_one(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
     config = vae.config
     z = latents / config.scaling_factor + (config.shift_factor or 0.0)
-    pixels: Tensor = vae.decode(z.to(vae.dtype), return_dict=False)[0]  # type: ignore[operator]
-    return pixels[0]
+    return vae.decode(z.to(vae.dtype), return_dict=False)[0][0]
 
 
 def _to_image(pixels: Tensor) -> Image.Image:

@@ -127,8 +127,8 @@ def _recognise(folder: CheckpointFolder, config: MMDiTConfig) -> Variant:
     variant = variant_of(config.num_layers, config.dual_attention_layers)
     if variant is None:
         raise CheckpointError(
-            f"{folder.path} has {config.num_layers} layers, dual attention in {config.dual_attention_layers}: "
-            "that is no SD3.5 variant; name the variant whose settings it should be run with."
+            f"{folder.path} has {config.num_layers} layers with dual attention in "
+            f"{config.dual_attention_layers}: that is no SD3.5 variant; name the one whose settings to use."
         )
     return variant
 
@@ -190,8 +190,8 @@ def _load_clip(folder: CheckpointFolder, suffix: str, placement: Placement) -> T
 def _load_t5(folder: CheckpointFolder, placement: Placement) -> nn.Module:
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**folder.config("text_encoder_3")))
-    ties = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "encoder.embed_tokens.weight"}
-    return _filled(model, folder, "text_encoder_3", placement, ties)
+    shared = ("shared.weight", "encoder.embed_tokens.weight")
+    return _filled(model, folder, "text_encoder_3", placement, shared)
 
 
 def _filled(
@@ -199,10 +199,10 @@ def _filled(
     folder: CheckpointFolder,
     part: str,
     placement: Placement,
-    ties: dict[str, str] | None = None,
+    shared: tuple[str, ...] = (),
 ) -> nn.Module:
     with folder.tensors(part) as reader:
-        fill_module(module, reader, load_schemes(reader.metadata), placement, ties or {})
+        fill_module(module, reader, load_schemes(reader.metadata), placement, shared)
     return module.eval()
 
 

@@ -66,8 +66,7 @@ class EmbeddingMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., C]."""
-        out: Tensor = self.fc2(F.silu(self.fc1(x)))
-        return out
+        return self.fc2(F.silu(self.fc1(x)))
 
 
 class MMDiT(nn.Module):
@@ -96,17 +95,16 @@ class MMDiT(nn.Module):
         waves = timestep_waves(timesteps).to(pooled.dtype)
         embedded = self.timestep_embed(waves)[:, None] + self.pooled_embed(pooled)  # [S, B, C]
         condition = F.silu(embedded)
-        final: Tensor = self.final_modulation(condition)
         return Conditioning(
             context=self.context_embed(sequence),
             blocks=[block.modulations(condition) for block in self._blocks()],
-            final=final.unflatten(-1, (2, -1)),
+            final=self.final_modulation(condition).unflatten(-1, (2, -1)),
         )
 
     def forward(
         self, latents: Tensor, conditioning: Conditioning, step: int, skip_layers: tuple[int, ...] = ()
     ) -> Tensor:
-        """Velocity at `latents` [B, 16, H, W] in one step, same shape; blocks in `skip_layers` are left out."""
+        """Velocity at `latents` [B, 16, H, W], same shape, in one step and without the `skip_layers`."""
         height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
         sample = self.patch_embed(latents).flatten(2).transpose(1, 2) + self._positions(height, width)
         context = conditioning.context

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import nn
 
 from sd35.request import GenerationRequest, Picture
 from sd35.runtime.encoders import TextEncoders, encode
@@ -19,6 +19,9 @@ from sd35.runtime.latents import decode, initial_latents
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.sampling import OnStep, denoise
 from sd35.variants import Variant
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Pipeline:
     variant: Variant
     text_encoders: TextEncoders
     mmdit: MMDiT
-    vae: nn.Module
+    vae: "AutoencoderKL"
     shift: float
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files

@@ -61,7 +61,7 @@ def guided_velocity(
 ) -> Tensor:
     """The velocity at `latents` [B, 16, H, W], with as much guidance as the settings ask for in this step."""
     if not settings.guided:
-        return mmdit(latents, conditioning, step)  # type: ignore[no-any-return]
+        return mmdit(latents, conditioning, step)
     negative, positive = mmdit(torch.cat([latents, latents]), conditioning, step).chunk(2)
     velocity: Tensor = negative + settings.guidance_scale * (positive - negative)
     if settings.skips_layers_at(step):

@@ -76,6 +76,7 @@ def fill_mmdit(
     for path, name in _tensors_of(mmdit):
         _set_tensor(mmdit, path, source.tensor(name))
     source.finish()
+    assert not list(_unfilled(mmdit))
 
 
 def fill_module(
@@ -83,19 +84,25 @@ def fill_module(
     reader: TensorReader,
     schemes: Mapping[str, Scheme],
     placement: Placement,
-    ties: Mapping[str, str],
+    shared: tuple[str, ...] = (),
 ) -> None:
     """Give a library's module, built on the meta device, all of its values under its own names.
 
-    `ties` maps a name to the one that it shares its values with: a file may hold either or both.
+    `shared` are names of one and the same tensor: the file may hold it under any of them.
     """
     source = _Source(reader, schemes, placement)
     for path in schemes:
         _fill_layer(module, path, (path,), source)
     for name in list(_unfilled(module)):
-        twin = ties.get(name, name)
-        _set_tensor(module, name, source.tensor(twin if twin in reader else name))
-    source.finish(also_known=set(ties))
+        if name not in shared:
+            _set_tensor(module, name, source.tensor(name))
+    if shared:
+        held_as = next((name for name in shared if name in reader), shared[0])
+        one = nn.Parameter(source.tensor(held_as), requires_grad=False)
+        for name in shared:
+            _set_tensor(module, name, one)
+    source.finish(also_known=set(shared))
+    assert not list(_unfilled(module))
 
 
 class _Source:
@@ -114,10 +121,6 @@ class _Source:
                 "unknown: fetch the checkpoint again, or quantize it anew with `sd35 quantize`."
             )
         return value.to(self.placement.device, self.placement.dtype)
-
-    def tensor_or_none(self, name: str) -> Tensor | None:
-        """Likewise, None where the checkpoint has none of that name."""
-        return self.tensor(name) if name in self.reader else None
 
     def scaled(self, layer: str) -> ScaledTensor:
         """An FP8 weight as stored, its scale spread to one a row (and K group)."""
@@ -183,10 +186,9 @@ def _fill_layer(module: nn.Module, path: str, layers: tuple[str, ...], source: _
         raise CheckpointError(f"{', '.join(layers)} are one layer here and must share one scheme: {schemes}.")
     scheme = schemes.pop()
     if scheme is None:
-        _set_tensor(module, f"{path}.weight", _stack([source.tensor(f"{layer}.weight") for layer in layers]))
-        biases = [bias for layer in layers if (bias := source.tensor_or_none(f"{layer}.bias")) is not None]
-        if biases:
-            _set_tensor(module, f"{path}.bias", _stack(biases))
+        for kind, _ in module.get_submodule(path).named_parameters(recurse=False):
+            parts = [source.tensor(f"{layer}.{kind}") for layer in layers]
+            _set_tensor(module, f"{path}.{kind}", _stack(parts))
         return
     module.set_submodule(path, _fp8_linear(module.get_submodule(path), path, layers, scheme, source))
 
@@ -220,7 +222,8 @@ def _set_tensor(module: nn.Module, path: str, value: Tensor) -> None:
     owner = module.get_submodule(owner_path)
     _check_shape(path, value, getattr(owner, name))
     if name in owner._parameters:
-        setattr(owner, name, nn.Parameter(value, requires_grad=False))
+        is_shared = isinstance(value, nn.Parameter)
+        setattr(owner, name, value if is_shared else nn.Parameter(value, requires_grad=False))
     else:
         setattr(owner, name, value)
 

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine with git, make and Python 3.11 or later:
+#   make demo   draws a picture with the bundled model in FP8
+#   make test   runs the CPU suite
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-servers check clean
+
+demo: $(VENV)/installed
+	$(BIN)/sd35 generate "a red apple, glossy style, on a blue background" --seed 1
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+test-servers: $(VENV)/installed-dev
+	$(BIN)/python scripts/test_servers.py
+
+check: $(VENV)/installed-dev
+	sh scripts/check
+
+clean:
+	rm -rf $(VENV) build dist
+
+# torch first and by its exact version: a range would let pip look for something newer.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sd35 needs Python 3.11 or later: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[dev,compare]'
+	touch $@

@@ -1,0 +1,28 @@
+"""Run the tests that need a server or a browser beside Python; name what is missing and how to get it.
+
+Each such test is marked `server`. A missing program is a failure in CI and a skipped run elsewhere.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+# program -> how to get it. Each issue that brings a server adds its line.
+PROGRAMS: dict[str, str] = {"git": "apt-get install git"}
+
+
+def main() -> int:
+    """Exit code of the run: pytest's own, or 1 for a missing program in CI."""
+    missing = {name: remedy for name, remedy in PROGRAMS.items() if shutil.which(name) is None}
+    for name, remedy in missing.items():
+        print(f"{name} is missing: {remedy}")
+    if missing:
+        return 1 if os.environ.get("CI") else 0
+    code = subprocess.call([sys.executable, "-m", "pytest", "-m", "server"])
+    no_tests_collected = 5
+    return 0 if code == no_tests_collected else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How far apart are two checkpoints' pictures of the same prompts and seeds?"""

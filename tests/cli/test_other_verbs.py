@@ -1,0 +1,56 @@
+"""`sd35 quantize` and `sd35 compare` as people call them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sd35.cli.main import main
+
+
+def test_quantize_and_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What quantize writes, generate reads; the report tells layers and bytes."""
+    folder = tmp_path / "fp8"
+    assert main(["quantize", "demo", str(folder), "--t5", "--granularity", "blockwise", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["path"] == str(folder)
+    assert report["layers"] > 90
+    assert report["bytes_after"] < 0.75 * report["bytes_before"]
+    out = ["-o", str(tmp_path / "x.png"), "--steps", "1", "--device", "cpu", "--json"]
+    assert main(["generate", "a fox", "--checkpoint", str(folder), *out]) == 0
+    assert "float8_e4m3fn" in json.loads(capsys.readouterr().out)["precision"]["text_encoder_3"]
+
+
+def test_quantize_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A place that exists ends with exit code 4 and a remedy."""
+    assert main(["quantize", "demo", str(tmp_path)]) == 4
+    assert "remove it or name another" in capsys.readouterr().err
+
+
+def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Own prompts, a sheet, and figures for every measure."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\n\na red apple\n")
+    arguments = ["--prompts", str(prompts), "--steps", "2", "--device", "cpu", "--batch-size", "2"]
+    assert main(["compare", *arguments, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 pictures on cpu")
+    for row in ("| PSNR, dB |", "| SSIM |", "| evaluator feature cosine |", "| same subject"):
+        assert row in out
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--prompts", "/nowhere.txt"], 4, "/nowhere.txt"),
+        (["-n", "0"], 2, "count pictures"),
+        (["nonsense"], 4, "nonsense"),
+    ],
+)
+def test_compare_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    """Bad input ends with the documented code and a sentence."""
+    assert main(["compare", *arguments]) == code
+    assert words in capsys.readouterr().err

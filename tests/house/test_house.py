@@ -1,0 +1,115 @@
+"""The walls of the house: light imports, public names, arrows, documents in step with the code."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import sd35
+from sd35.cli.main import VERBS, main
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "safetensors", "PIL"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules in a fresh process after a statement."""
+    code = f"{statement}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import sd35",
+        "import sd35.request, sd35.config, sd35.variants, sd35.errors",
+        "from sd35.cli.main import build_parser; build_parser()",
+        "import sd35.demo.prompts",
+    ],
+)
+def test_light_rooms_stay_light(statement: str) -> None:
+    """These imports bring no heavy library along."""
+    assert not imported_by(statement) & HEAVY
+
+
+def test_help_answers_at_once() -> None:
+    """`sd35 --help` takes under 0.3 s: the best of five, for machines have other things to do."""
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sd35", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begin
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_public_names() -> None:
+    """Sorted, importable, and nothing else."""
+    assert list(sd35.__all__) == sorted(sd35.__all__)
+    assert all(getattr(sd35, name).__name__ == name for name in sd35.__all__)
+    assert not hasattr(sd35, "nonsense")
+
+
+def test_arrows_go_down() -> None:
+    """import-linter's contracts hold."""
+    run = subprocess.run(["lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src/sd35")))
+def test_files_are_small_and_explained(path: Path) -> None:
+    """Every source file has a docstring and at most 350 lines; every public function says what it does."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 350
+    assert ast.get_docstring(tree) or not text.strip()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            nested = isinstance(node, ast.FunctionDef) and node.col_offset > 4
+            assert nested or ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def test_documents_follow_the_code() -> None:
+    """The generated pages are what the code says today."""
+    run = subprocess.run(
+        [sys.executable, "scripts/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_readme_commands_are_real() -> None:
+    """Every `make` target and `sd35` verb of the README exists, and its Python runs as written."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) <= targets
+    assert set(re.findall(r"^sd35 ([a-z]+)", readme, re.MULTILINE)) <= set(VERBS)
+
+
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's Python blocks work, copied and pasted."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_version_is_in_the_changelog() -> None:
+    """The package's version has its entry."""
+    assert f"## [{sd35.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """`sd35 VERB --help` works for all of them."""
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as exit_:
+            main([verb, "--help"])
+        assert exit_.value.code == 0
+        assert verb in capsys.readouterr().out

@@ -1,0 +1,82 @@
+"""Loading: what is recognised, what is refused, what `auto` comes to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd35.config import RuntimeConfig
+from sd35.errors import CheckpointError, DeviceError, RequestError
+from sd35.runtime import facts
+from sd35.runtime.load import load_pipeline, resolve
+from sd35.runtime.pipeline import Pipeline
+from sd35.variants import VARIANTS
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "word"),
+    [
+        ("transformer/config.json", {"qk_norm": None}, "qk_norm"),
+        ("transformer/config.json", {"attention_head_dim": 72}, "attention_head_dim"),
+        ("transformer/config.json", {"num_layers": 10**9}, "num_layers"),
+        ("transformer/config.json", {"num_layers": True}, "num_layers"),
+        ("transformer/config.json", {"pooled_projection_dim": ...}, "pooled_projection_dim"),
+        ("transformer/config.json", {"dual_attention_layers": [0]}, "no SD3.5 variant|left|lacks|no place"),
+        ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "shift"),
+        ("scheduler/scheduler_config.json", {"shift": "3"}, "shift"),
+        ("vae/config.json", {"latent_channels": 4}, "16 channels"),
+    ],
+)
+def test_other_architectures_are_refused(
+    demo_copy: Path, edit_json: Callable[..., None], file: str, changes: dict[str, object], word: str
+) -> None:
+    """A config that is not SD3.5's is refused with the key that is wrong."""
+    edit_json(demo_copy / file, **changes)
+    with pytest.raises(CheckpointError, match=word):
+        load_pipeline(demo_copy, RuntimeConfig(device="cpu"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu9", "mps"])
+def test_absent_devices(device: str) -> None:
+    """A device that isn't there is a DeviceError in words."""
+    with pytest.raises(DeviceError):
+        resolve(RuntimeConfig(device=device))
+
+
+def test_unknown_words() -> None:
+    """A RuntimeConfig can only say what is known."""
+    with pytest.raises(RequestError, match="compute_dtype"):
+        RuntimeConfig(compute_dtype="fp16")  # type: ignore[arg-type]
+
+
+def test_the_variant_can_be_overruled(demo: Path) -> None:
+    """Turbo looks like Large: who knows better may say so."""
+    config = RuntimeConfig(device="cpu")
+    assert load_pipeline(demo, config).variant is VARIANTS["demo"]
+    assert load_pipeline(demo, config, VARIANTS["large-turbo"]).variant.num_inference_steps == 4
+
+
+def test_weight_bytes(pipeline_fp8: Pipeline, demo_fp8: Path) -> None:
+    """Bytes in memory are those in the files (fused scales aside), and 16-bit is counted without scales."""
+    sizes = facts.weight_bytes(pipeline_fp8)
+    for part in ("transformer", "vae", "text_encoder_3"):
+        on_disk = next((demo_fp8 / part).glob("*.safetensors")).stat().st_size
+        assert sizes[part] == pytest.approx(on_disk, rel=0.01)
+    parts = {name: size for name, size in sizes.items() if not name.startswith("total")}
+    assert sizes["total"] == sum(parts.values())
+    # Of the parts only the transformer is FP8 here: 1 byte + scales, where 16-bit has 2.
+    assert sizes["total"] + sizes["transformer"] * 0.8 < sizes["total_16bit"] < sizes["total"] * 2
+
+
+def test_precision_in_words(pipeline_fp8: Pipeline, pipeline_fp32: Pipeline) -> None:
+    """Each part's dtype is what its tensors are."""
+    assert facts.precision(pipeline_fp8)["transformer"] == "float8_e4m3fn + bfloat16"
+    assert facts.precision(pipeline_fp8)["vae"] == "bfloat16"
+    assert set(facts.precision(pipeline_fp32).values()) == {"float32"}
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    """`auto` is the card where there is one, and else the CPU."""
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve(RuntimeConfig()).device.type == expected

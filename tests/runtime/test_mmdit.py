@@ -1,0 +1,91 @@
+"""Our MMDiT against diffusers' own, and its parts."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from safetensors.torch import save_file
+
+from sd35.checkpoints.reader import TensorReader
+from sd35.runtime.mmdit import MMDiT, MMDiTConfig, unpatchify
+from sd35.runtime.sampling import flow_sigmas
+from sd35.runtime.weights import Placement, fill_mmdit
+
+CPU32 = Placement(torch.device("cpu"), torch.float32, "auto")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[SD3Transformer2DModel, MMDiT]:
+    """diffusers' transformer with random weights everywhere, and ours filled from its file."""
+    torch.manual_seed(0)
+    theirs = SD3Transformer2DModel(
+        sample_size=16,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        joint_attention_dim=96,
+        caption_projection_dim=128,
+        pooled_projection_dim=48,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0, 2),
+        qk_norm="rms_norm",
+    ).eval()
+    for name, parameter in theirs.named_parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if "norm_" in name and "attn" in name else 0.0, std=0.1)
+    path = tmp_path_factory.mktemp("mmdit") / "model.safetensors"
+    save_file(theirs.state_dict(), path)
+    with torch.device("meta"):
+        ours = MMDiT(MMDiTConfig(4, 128, 96, 48, 24, (0, 2)))
+    with TensorReader([path]) as reader:
+        fill_mmdit(ours, reader, {}, CPU32)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 10), (2, 48)])
+@pytest.mark.parametrize("skip_layers", [(), (1,), (0, 2)])
+@torch.inference_mode()
+def test_equals_diffusers_in_float32(
+    pair: tuple[SD3Transformer2DModel, MMDiT], size: tuple[int, int], skip_layers: tuple[int, ...]
+) -> None:
+    """Same weights, same inputs, same velocity, at every step and size, dual attention and all."""
+    theirs, ours = pair
+    latents, sequence, pooled = torch.randn(2, 16, *size), torch.randn(2, 13, 96), torch.randn(2, 48)
+    timesteps = torch.tensor([1000.0, 731.5, 3.0])
+    conditioning = ours.condition(sequence, pooled, timesteps)
+    for step, timestep in enumerate(timesteps):
+        expected = theirs(latents, sequence, pooled, timestep.expand(2), skip_layers=list(skip_layers)).sample
+        assert float(expected.std()) > 0.01
+        torch.testing.assert_close(
+            ours(latents, conditioning, step, skip_layers), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+@torch.inference_mode()
+def test_rows_of_a_conditioning(pair: tuple[SD3Transformer2DModel, MMDiT]) -> None:
+    """Some rows of a conditioning draw what they draw among the others."""
+    _, ours = pair
+    latents = torch.randn(3, 16, 8, 8)
+    conditioning = ours.condition(torch.randn(3, 5, 96), torch.randn(3, 48), torch.tensor([500.0]))
+    whole = ours(latents, conditioning, 0)
+    part = ours(latents[1:], conditioning.rows(slice(1, None)), 0)
+    torch.testing.assert_close(part, whole[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_unpatchify_puts_every_value_back() -> None:
+    """Token (row, column), patch place and channel land where the picture has them."""
+    tokens = torch.arange(2 * 3 * 64, dtype=torch.float32).view(1, 6, 64)
+    out = unpatchify(tokens, 2, 3)
+    assert out.shape == (1, 16, 4, 6)
+    row, column, y, x, channel = 1, 2, 1, 0, 5
+    assert (
+        out[0, channel, 2 * row + y, 2 * column + x]
+        == tokens[0, row * 3 + column, (2 * y + x) * 16 + channel]
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 28, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sigmas_are_those_of_diffusers(steps: int, shift: float) -> None:
+    """The schedule equals FlowMatchEulerDiscreteScheduler's, the closing zero included."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    torch.testing.assert_close(flow_sigmas(steps, shift), scheduler.sigmas, rtol=0, atol=1e-6)

@@ -1,0 +1,114 @@
+"""GenerationRequest: what it accepts, what it fills in, what it becomes."""
+
+import math
+
+import pytest
+
+from sd35.errors import PromptError, RequestError
+from sd35.request import MAX_PROMPT_CHARACTERS, GenerationRequest, PromptTexts
+from sd35.variants import VARIANTS
+
+DEMO, LARGE, MEDIUM = VARIANTS["demo"], VARIANTS["large"], VARIANTS["medium"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 100),
+        ("width", 0),
+        ("height", -16),
+        ("height", 16.0),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 1001),
+        ("guidance_scale", math.nan),
+        ("guidance_scale", -1.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", True),
+        ("num_images", 0),
+        ("num_images", None),
+        ("max_sequence_length", 513),
+        ("skip_layer_guidance_stop", 1.5),
+        ("prompt", None),
+        ("prompt_2", 3),
+    ],
+)
+def test_bad_values_are_refused_by_name(field: str, value: object) -> None:
+    """A value outside its range is a RequestError that names the field."""
+    with pytest.raises(RequestError, match=field):
+        GenerationRequest(**{"prompt": "a fox", field: value})  # type: ignore[arg-type]
+
+
+def test_size_error_offers_neighbours() -> None:
+    """Who asks for 100 pixels learns of 96 and 112."""
+    with pytest.raises(RequestError, match="take 96 or 112"):
+        GenerationRequest("a fox", width=100)
+
+
+def test_prompt_length_limit() -> None:
+    """The longest prompt passes, one character more is refused."""
+    GenerationRequest("x" * MAX_PROMPT_CHARACTERS)
+    with pytest.raises(PromptError, match="10,001"):
+        GenerationRequest("a fox", negative_prompt="x" * (MAX_PROMPT_CHARACTERS + 1))
+
+
+def test_gaps_are_filled_by_the_variant() -> None:
+    """None means what the variant recommends; what is given stays."""
+    settings = GenerationRequest("a fox", height=512).pictures(LARGE)[0].settings
+    assert (settings.width, settings.height) == (1024, 512)
+    assert settings.num_inference_steps == LARGE.num_inference_steps
+    assert settings.guidance_scale == LARGE.guidance_scale
+
+
+def test_zero_is_not_a_gap() -> None:
+    """A guidance scale and a seed of 0 are values, not gaps."""
+    picture = GenerationRequest("a fox", guidance_scale=0.0, seed=0).pictures(DEMO)[0]
+    assert picture.settings.guidance_scale == 0.0
+    assert picture.seed == 0
+
+
+def test_seeds_count_up() -> None:
+    """n pictures get n seeds and are otherwise equal."""
+    pictures = GenerationRequest("a fox", seed=5, num_images=3).pictures(DEMO)
+    assert [picture.seed for picture in pictures] == [5, 6, 7]
+    assert len({(picture.prompt, picture.settings) for picture in pictures}) == 1
+
+
+def test_no_seed_means_any() -> None:
+    """Without a seed two calls differ."""
+    request = GenerationRequest("a fox")
+    assert len({request.pictures(DEMO)[0].seed for _ in range(8)}) > 1
+
+
+def test_prompts_for_each_encoder() -> None:
+    """The first prompt serves every encoder that has none of its own, an empty one counts as its own."""
+    picture = GenerationRequest("a", prompt_3="", negative_prompt="b", negative_prompt_2="c").pictures(DEMO)[
+        0
+    ]
+    assert picture.prompt == PromptTexts("a", "a", "")
+    assert picture.negative_prompt == PromptTexts("b", "c", "b")
+
+
+def test_too_large_for_the_position_table() -> None:
+    """A size beyond the variant's table is refused with the limit."""
+    with pytest.raises(RequestError, match="512"):
+        GenerationRequest("a fox", width=528).pictures(DEMO)
+
+
+def test_skip_layer_guidance_is_for_some_variants() -> None:
+    """Medium brings its layers, Large refuses, and layers that don't exist are refused."""
+    request = GenerationRequest("a fox", skip_layer_guidance_scale=2.8)
+    assert request.pictures(MEDIUM)[0].settings.skip_layers == (7, 8, 9)
+    with pytest.raises(RequestError, match="Medium alone"):
+        request.pictures(LARGE)
+    with pytest.raises(RequestError, match="layers 0 to 5"):
+        GenerationRequest("a fox", skip_layer_guidance_scale=1.0, skip_layers=(6,)).pictures(DEMO)
+
+
+def test_skip_layer_guidance_steps() -> None:
+    """Layers are skipped strictly between the two fractions of the steps, and only under guidance."""
+    request = GenerationRequest("a fox", num_inference_steps=20, skip_layer_guidance_scale=1.0)
+    settings = request.pictures(DEMO)[0].settings
+    assert [step for step in range(20) if settings.skips_layers_at(step)] == [1, 2, 3]
+    unguided = GenerationRequest("a fox", guidance_scale=1.0, skip_layer_guidance_scale=1.0).pictures(DEMO)[0]
+    assert not any(unguided.settings.skips_layers_at(step) for step in range(28))
