@@ -32,12 +32,15 @@ def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\n\na red apple\n")
     arguments = ["--prompts", str(prompts), "--steps", "2", "--device", "cpu", "--batch-size", "2"]
-    assert main(["compare", *arguments, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    kept = tmp_path / "kept"
+    assert main(["compare", *arguments, "--sheet", str(tmp_path / "sheet.png"), "--keep", str(kept)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 pictures on cpu")
+    assert out.startswith("2 pictures, 2 steps\nreference: bfloat16 on ")
     for row in ("| PSNR, dB |", "| SSIM |", "| evaluator feature cosine |", "| same subject"):
         assert row in out
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert main(["compare", str(kept / "reference"), str(kept / "candidate"), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize(

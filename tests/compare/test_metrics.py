@@ -1,14 +1,18 @@
 """PSNR and SSIM against their definitions written out, and what a comparison makes of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sd35.compare.compare import Drawing, measure
+from sd35.compare.compare import measure
+from sd35.compare.drawing import Drawing, is_drawing, read_drawing
 from sd35.compare.metrics import SIGMA, psnr, ssim
 from sd35.compare.sheet import contact_sheet
+from sd35.errors import CheckpointError, OutputError
 
 
 def pictures(seed: int, count: int = 2) -> Tensor:
@@ -48,7 +52,10 @@ def test_ssim_is_the_mean_over_windows() -> None:
 
 def drawing(batch: Tensor) -> Drawing:
     """A drawing of these pictures."""
-    return Drawing([Image.fromarray(one.numpy()) for one in batch], {"transformer": "x"}, "demo")
+    images = [Image.fromarray(one.numpy()) for one in batch]
+    return Drawing(
+        images, [f"prompt {i}" for i in range(len(images))], "bfloat16", "demo", {"seed": 1}, "here"
+    )
 
 
 def test_figures_pair_the_pictures_and_find_the_worst() -> None:
@@ -73,6 +80,21 @@ def test_the_sheet_shows_the_difference() -> None:
     a[:] = 100
     b[:] = 104
     comparison = measure(drawing(a), drawing(b), None, None)
-    sheet = contact_sheet(comparison, ["a prompt"])
+    sheet = contact_sheet(comparison)
     colours = [sheet.getpixel((8 + column * 40 + 16, 8 + 18 + 16)) for column in range(3)]
     assert colours == [(100,) * 3, (104,) * 3, (32,) * 3]
+
+
+def test_a_kept_drawing_reads_back(tmp_path: Path) -> None:
+    """Pictures, prompts and facts survive the folder; a picture that is gone is an error."""
+    kept = drawing(pictures(0, 3))
+    kept.keep(tmp_path / "d")
+    assert is_drawing(tmp_path / "d")
+    read = read_drawing(tmp_path / "d")
+    assert (read.prompts, read.settings, read.machine) == (kept.prompts, kept.settings, kept.machine)
+    assert torch.equal(read.tensor(slice(None)), kept.tensor(slice(None)))
+    (tmp_path / "d" / "00001.png").unlink()
+    with pytest.raises(CheckpointError, match="not a whole drawing"):
+        read_drawing(tmp_path / "d")
+    with pytest.raises(OutputError, match="does not exist yet"):
+        kept.keep(tmp_path / "d")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from sd35.compare.compare import draw_all, measure, pictures_of
+from sd35.compare.compare import draw_all, measure, requests_for
 from sd35.compare.judges import SubjectJudge
 from sd35.config import RuntimeConfig
 from sd35.demo.prompts import held_out_prompts, trained_prompts
@@ -80,7 +80,7 @@ def test_equals_diffusers(pipeline_fp32: Pipeline, oracle: StableDiffusion3Pipel
 def test_fp8_is_faithful(demo: Path, demo_fp8: Path) -> None:
     """Four prompts at eight steps, two of them of pairs never trained: FP8 shows what 16-bit shows."""
     prompts = [prompt.text for prompt in [*trained_prompts(2), *held_out_prompts(2)]]
-    requests = pictures_of(prompts, seed=0, num_inference_steps=8)
+    requests = requests_for(prompts, seed=0, num_inference_steps=8)
     config = RuntimeConfig(device="cpu")
     drawings = [draw_all(folder, requests, config, 4, lambda *_: None) for folder in (demo, demo_fp8)]
     comparison = measure(*drawings, judge=SubjectJudge(torch.device("cpu")), witness=None)

@@ -14,12 +14,13 @@ from sd35.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
     from sd35.compare.compare import Comparison
+    from sd35.compare.drawing import Drawing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 compare`."""
     parser.add_argument(
-        "reference", nargs="?", default="demo", help="a checkpoint (default: demo, in 16 bit)"
+        "reference", nargs="?", default="demo", help="a checkpoint or a kept drawing (default: demo)"
     )
     parser.add_argument("candidate", nargs="?", help="another; default: the reference in FP8")
     parser.add_argument("--prompts", help="a text file, one prompt a line; default: the demo's own, half of "
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--witness", action="store_true", help="ask EfficientNet-Lite0 too (sd35-fp8[compare])"
     )
+    parser.add_argument(
+        "--keep", help="write both drawings below this folder; each can stand for its checkpoint later"
+    )
     parser.add_argument("--sheet", help="write the first pictures side by side to this .png")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
@@ -39,33 +43,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw with both, measure, print."""
+    """Draw with both (or read what was drawn), measure, print."""
     if arguments.n < 1 or arguments.batch_size < 1:
         raise RequestError("-n and --batch-size count pictures: give 1 or more.")
-    from sd35.checkpoints.store import locate
-    from sd35.compare.compare import draw_all, measure, pictures_of
+    from sd35.compare.compare import measure
     from sd35.compare.judges import SubjectJudge, load_witness
     from sd35.config import RuntimeConfig
-    from sd35.quantization.ready import ready
     from sd35.runtime.load import resolve
 
-    config = RuntimeConfig(device=arguments.device)
-    device = resolve(config).device
-    prompts = _prompts(arguments)
-    requests = pictures_of(prompts, arguments.seed, arguments.steps)
-    reference = locate(arguments.reference)
-    candidate = locate(arguments.candidate) if arguments.candidate else ready(reference, "fp8")
+    device = resolve(RuntimeConfig(device=arguments.device)).device
     witness = load_witness(device) if arguments.witness else None
-    drawings = []
-    for name, folder in (("reference", reference), ("candidate", candidate)):
-        with CountBar(name, " pictures", hidden=arguments.json) as bar:
-            drawings.append(draw_all(folder, requests, config, arguments.batch_size, bar.show))
-    judge = SubjectJudge(device) if drawings[0].variant == "demo" else None
-    comparison = measure(drawings[0], drawings[1], judge, witness)
-    report = _report(comparison, requests[0].num_inference_steps, str(device))
+    folders = _folders(arguments)
+    reference, candidate = (_drawing(arguments, name, folder) for name, folder in folders.items())
+    if reference.prompts != candidate.prompts or reference.settings != candidate.settings:
+        raise RequestError("The two drawings are of different prompts or settings: draw the same with both.")
+    judge = SubjectJudge(device) if reference.variant == "demo" else None
+    comparison = measure(reference, candidate, judge, witness)
+    report = _report(comparison)
     print_json(report) if arguments.json else _print(report)
     if arguments.sheet:
-        _write_sheet(comparison, prompts, Path(arguments.sheet))
+        _write_sheet(comparison, Path(arguments.sheet))
+
+
+def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
+    """What to compare: checkpoints or kept drawings."""
+    from sd35.checkpoints.store import locate
+    from sd35.quantization.ready import ready
+
+    reference = locate(arguments.reference)
+    candidate = locate(arguments.candidate) if arguments.candidate else ready(reference, "fp8")
+    return {"reference": reference, "candidate": candidate}
+
+
+def _drawing(arguments: argparse.Namespace, name: str, folder: Path) -> "Drawing":
+    from sd35.compare.compare import draw_all, requests_for
+    from sd35.compare.drawing import is_drawing, read_drawing
+    from sd35.config import RuntimeConfig
+
+    if is_drawing(folder):
+        return read_drawing(folder)
+    requests = requests_for(_prompts(arguments), arguments.seed, arguments.steps)
+    with CountBar(name, " pictures", hidden=arguments.json) as bar:
+        config = RuntimeConfig(device=arguments.device)
+        drawing = draw_all(folder, requests, config, arguments.batch_size, bar.show)
+    if arguments.keep:
+        drawing.keep(Path(arguments.keep) / name)
+    return drawing
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -89,38 +112,35 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def _report(comparison: "Comparison", steps: int | None, device: str) -> dict[str, Any]:
-    import torch
-
+def _report(comparison: "Comparison") -> dict[str, Any]:
+    reference, candidate = comparison.reference, comparison.candidate
     return {
-        "pictures": len(comparison.reference.images),
-        "num_inference_steps": steps or "as recommended",
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "torch": torch.__version__,
-        "reference": comparison.reference.precision["transformer"],
-        "candidate": comparison.candidate.precision["transformer"],
+        "pictures": len(reference.images),
+        "settings": reference.settings,
+        "reference": {"precision": reference.precision, "machine": reference.machine},
+        "candidate": {"precision": candidate.precision, "machine": candidate.machine},
         "same_subject": comparison.same_subject,
         "figures": [vars(figure) for figure in comparison.figures],
     }
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(
-        f"{report['pictures']} pictures on {report['device']}, torch {report['torch']}: "
-        f"{report['candidate']} against {report['reference']}\n"
-    )
-    print("| figure | mean | worst 5% |\n|---|---|---|")
+    steps = report["settings"]["num_inference_steps"]
+    print(f"{report['pictures']} pictures, {steps} steps")
+    for name in ("reference", "candidate"):
+        print(f"{name}: {report[name]['precision']} on {report[name]['machine']}")
+    print("\n| figure | mean | worst 5% |\n|---|---|---|")
     for figure in report["figures"]:
         print(f"| {figure['name']} | {figure['mean']:.4g} | {figure['worst']:.4g} |")
     if report["same_subject"] is not None:
         print(f"| same subject, by the evaluator | {report['same_subject']:.1%} | |")
 
 
-def _write_sheet(comparison: "Comparison", prompts: list[str], path: Path) -> None:
+def _write_sheet(comparison: "Comparison", path: Path) -> None:
     import io
 
     from sd35.compare.sheet import contact_sheet
 
     buffer = io.BytesIO()
-    contact_sheet(comparison, prompts).save(buffer, "PNG")
+    contact_sheet(comparison).save(buffer, "PNG")
     write_whole(path, buffer.getvalue())

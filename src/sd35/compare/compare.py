@@ -7,38 +7,24 @@ the worst twentieth of the pictures, for an average can hide what a user would s
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sd35.compare.drawing import Drawing
 from sd35.compare.judges import Features, SubjectJudge, cosine
 from sd35.compare.metrics import psnr, ssim
 from sd35.config import RuntimeConfig
-from sd35.request import GenerationRequest, Picture
-from sd35.runtime.facts import precision
+from sd35.request import GenerationRequest
+from sd35.runtime.facts import machine, precision
 from sd35.runtime.load import load_pipeline
 
 CHUNK = 32  # pictures measured at once
 WORST = 0.05
 
 OnPicture = Callable[[int, int], None]  # (pictures drawn, pictures in all)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One checkpoint's pictures."""
-
-    images: list[Image.Image]
-    precision: dict[str, str]
-    variant: str
-
-    def tensor(self, rows: slice) -> Tensor:
-        """Some of the pictures as uint8 [B, H, W, 3]."""
-        return torch.stack([torch.from_numpy(np.array(image)) for image in self.images[rows]])
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class Comparison:
     same_subject: float | None
 
 
-def pictures_of(
+def requests_for(
     prompts: Sequence[str], seed: int, num_inference_steps: int | None
 ) -> list[GenerationRequest]:
     """One request a prompt, with seeds counting up from `seed`."""
@@ -79,13 +65,19 @@ def draw_all(
 ) -> Drawing:
     """Draw one picture a request, `batch_size` at a time, and let the checkpoint go again."""
     pipeline = load_pipeline(folder, config)
-    pictures: list[Picture] = [request.pictures(pipeline.variant)[0] for request in requests]
-    images: list[Image.Image] = []
+    pictures = [request.pictures(pipeline.variant)[0] for request in requests]
+    images = []
     for start in range(0, len(pictures), batch_size):
-        drawn = pipeline.draw(pictures[start : start + batch_size]).images
-        images += [one.image for one in drawn]
+        images += [one.image for one in pipeline.draw(pictures[start : start + batch_size]).images]
         on_picture(len(images), len(pictures))
-    drawing = Drawing(images, precision(pipeline), pipeline.variant.name)
+    drawing = Drawing(
+        images=images,
+        prompts=[request.prompt for request in requests],
+        precision=precision(pipeline)["transformer"],
+        variant=pipeline.variant.name,
+        settings={**asdict(pictures[0].settings), "skip_layers": list(pictures[0].settings.skip_layers)},
+        machine=machine(pipeline.device),
+    )
     del pipeline
     gc.collect()
     return drawing

@@ -1,5 +1,6 @@
 """What a loaded pipeline is, in figures: bytes of weights, dtypes, the peak of memory."""
 
+import platform
 import resource
 import sys
 
@@ -38,6 +39,13 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def machine(device: torch.device) -> str:
+    """The device's name and the versions that decide its results, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU with {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _tensors(part: nn.Module) -> list[torch.Tensor]:
