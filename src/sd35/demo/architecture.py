@@ -90,6 +90,22 @@ def train_tokenizers(captions: Iterable[str]) -> Tokenizers:
     return Tokenizers(clip_l, clip_g, t5)
 
 
+def save_tokenizers(tokenizers: Tokenizers, folder: Path) -> None:
+    """Write them as a pipeline folder has them."""
+    tokenizers.clip_l.save_pretrained(folder / "tokenizer")
+    tokenizers.clip_g.save_pretrained(folder / "tokenizer_2")
+    tokenizers.t5.save_pretrained(folder / "tokenizer_3")
+
+
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """Read the tokenizers of a pipeline folder."""
+    return Tokenizers(
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        T5Tokenizer.from_pretrained(folder / "tokenizer_3"),
+    )
+
+
 def _clip_vocabulary(captions: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Byte pairs in CLIP's order: bytes ("!" is id 0), bytes that end a word, merges, the two marks.
 
@@ -207,6 +223,13 @@ def _initialise_mmdit(model: SD3Transformer2DModel) -> None:
             nn.init.xavier_uniform_(module.weight.flatten(1))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def load_weights(folder: Path, mmdit: SD3Transformer2DModel, encoders: TextEncoders) -> None:
+    """Fill MMDiT and text encoders with the weights of a pipeline folder."""
+    mmdit.load_state_dict(SD3Transformer2DModel.from_pretrained(folder / "transformer").state_dict())
+    for name, encoder in zip(("text_encoder", "text_encoder_2", "text_encoder_3"), encoders.modules(), strict=True):
+        encoder.load_state_dict(type(encoder).from_pretrained(folder / name).state_dict())
 
 
 def build_pipeline(

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer, T5Tokenizer
+from torch import Tensor
 
 from . import architecture
 from .architecture import Tokenizers
@@ -38,10 +38,9 @@ from .renderings import load_renderings
 from .scenes import Composer
 from .train_evaluator import BATCH, train_evaluator
 from .train_mmdit import SHORT, Corpus, Schedule, Trainer, train_mmdit
-from .train_vae import CROP_BATCH, encode_recipes, measure_latents, train_vae
+from .train_vae import CROP_BATCH, LEARNING_RATE, encode_recipes, measure_latents, train_vae
 from .vocabulary import load_vocabulary
 
-SEED = 20
 TOKENIZER_CAPTIONS = 60_000
 
 
@@ -55,6 +54,8 @@ class Session:
     schedule: Schedule
     pictures: int
     max_steps: int | None
+    seed: int
+    start: Path | None
 
     @cached_property
     def log(self) -> TrainingLog:
@@ -70,20 +71,15 @@ class Session:
     @cached_property
     def recipes(self) -> list[Recipe]:
         """The same recipes in every process."""
-        return draw_recipes(load_vocabulary(), self.pictures, SEED)
+        return draw_recipes(load_vocabulary(), self.pictures, self.seed)
 
     def budget(self, seconds: float) -> Budget:
         """A stage's time."""
         return Budget(seconds, self.max_steps)
 
     def tokenizers(self) -> Tokenizers:
-        """The tokenizers that the stage "captions" has learnt."""
-        folder = self.work / "tokenizers"
-        return Tokenizers(
-            CLIPTokenizer.from_pretrained(folder / "clip_l"),
-            CLIPTokenizer.from_pretrained(folder / "clip_g"),
-            T5Tokenizer.from_pretrained(folder / "t5"),
-        )
+        """The tokenizers that the stage "captions" has left."""
+        return architecture.load_tokenizers(self.work)
 
     def vae(self) -> AutoencoderKL:
         """The VAE that the stage "vae" has trained."""
@@ -92,24 +88,28 @@ class Session:
 
 
 def captions_stage(session: Session, seconds: float) -> None:
-    """Learn the tokenizers, tokenize every caption; `seconds` is not used."""
-    captions = draw_captions(load_vocabulary(), session.recipes, SEED + 1)
-    tokenizers = architecture.train_tokenizers([*captions[:TOKENIZER_CAPTIONS], " ".join(string.printable)])
-    for name in ("clip_l", "clip_g", "t5"):
-        getattr(tokenizers, name).save_pretrained(session.work / "tokenizers" / name)
+    """Learn the tokenizers, or take those of the start; tokenize every caption; `seconds` is not used."""
+    captions = draw_captions(load_vocabulary(), session.recipes, session.seed + 1)
+    if session.start is None:
+        tokenizers = architecture.train_tokenizers([*captions[:TOKENIZER_CAPTIONS], " ".join(string.printable)])
+    else:
+        tokenizers = architecture.load_tokenizers(session.start)
+    architecture.save_tokenizers(tokenizers, session.work)
     tokens, empty = tokenize(tokenizers, captions, SHORT), tokenize(tokenizers, [""], SHORT)
-    target, partial = session.work / "tokens.safetensors", session.work / "tokens.partial"
-    save_file({f"{n}.{k}": v for n, t in (("all", tokens), ("empty", empty)) for k, v in vars(t).items()}, partial)
-    partial.rename(target)
+    tensors = {f"{n}.{k}": v for n, t in (("all", tokens), ("empty", empty)) for k, v in vars(t).items()}
+    _save_whole(tensors, session.work / "tokens.safetensors")
 
 
 def vae_stage(session: Session, seconds: float) -> None:
     """Train the VAE, measure its latents, save both."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(session.seed)
     vae = architecture.build_vae()
+    if session.start is not None:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(session.start / "vae").state_dict())
     batch = min(CROP_BATCH, session.schedule.batch)
-    train_vae(vae, session.composer, session.recipes, session.budget(seconds), session.log, batch)
-    fresh = draw_recipes(load_vocabulary(), min(512, session.pictures), SEED + 2)
+    rate = LEARNING_RATE if session.start is None else LEARNING_RATE / 2
+    train_vae(vae, session.composer, session.recipes, session.budget(seconds), session.log, batch, rate)
+    fresh = draw_recipes(load_vocabulary(), min(512, session.pictures), session.seed + 2)
     pictures = compose(session.composer, fresh, torch.Generator(session.device).manual_seed(3))
     figures = [measure_latents(vae, part) for part in pictures.split(64)]
     mean, deviation, psnr = (sum(column) / len(figures) for column in zip(*figures, strict=True))
@@ -120,7 +120,7 @@ def vae_stage(session: Session, seconds: float) -> None:
 
 def evaluator_stage(session: Session, seconds: float) -> None:
     """Train the evaluator and save it in half precision."""
-    torch.manual_seed(SEED + 3)
+    torch.manual_seed(session.seed + 3)
     net = EvaluatorNet(load_vocabulary())
     batch = min(BATCH, session.schedule.batch)
     train_evaluator(net, session.composer, load_vocabulary(), session.budget(seconds), session.log, batch)
@@ -130,34 +130,48 @@ def evaluator_stage(session: Session, seconds: float) -> None:
 
 def latents_stage(session: Session, seconds: float) -> None:
     """Encode as many pictures as the time allows."""
-    latents = encode_recipes(session.vae(), session.composer, session.recipes, session.budget(seconds))
+    generator = torch.Generator(session.device).manual_seed(session.seed)
+    budget = session.budget(seconds)
+    latents = encode_recipes(session.vae(), session.composer, session.recipes, budget, generator)
     session.log.write(stage="latents", pictures=len(latents), deviation=latents[:4096].float().std().item())
-    save_file({"latents": latents.cpu()}, session.work / "latents.safetensors")
+    _save_whole({"latents": latents.cpu()}, session.work / "latents.safetensors")
 
 
 def mmdit_stage(session: Session, seconds: float) -> None:
     """One leg of MMDiT training, from scratch or from the last leg's state."""
     budget = session.budget(seconds)
-    torch.manual_seed(SEED + 4)
+    torch.manual_seed(session.seed + 4)
     corpus = _corpus(session)
-    encoders = architecture.build_text_encoders(session.tokenizers())
-    trainer = Trainer(architecture.build_mmdit(), encoders, session.device)
+    mmdit, encoders = architecture.build_mmdit(), architecture.build_text_encoders(session.tokenizers())
     state = session.work / "state.pt"
+    if session.start is not None and not state.exists():
+        architecture.load_weights(session.start, mmdit, encoders)
+    trainer = Trainer(mmdit, encoders, session.device)
     if state.exists():
         trainer.load_state(state)
     train_mmdit(trainer, corpus, session.schedule, budget, session.log)
     torch.save(trainer.state(), state)
 
 
-def _corpus(session: Session) -> Corpus:
-    """Latents and tokens; waits for tokens that another process may still be writing."""
-    path = session.work / "tokens.safetensors"
+def _save_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file that another process may be waiting for: it appears when it is complete."""
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.rename(path)
+
+
+def _wait_and_load(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Read a file that another process may still be making."""
     while not path.exists():
-        time.sleep(1)
+        time.sleep(0.5)
+    return load_file(path, device=str(device))
+
+
+def _corpus(session: Session) -> Corpus:
+    """Latents and tokens, on the device."""
+    tensors = _wait_and_load(session.work / "tokens.safetensors", session.device)
+    latents = _wait_and_load(session.work / "latents.safetensors", session.device)["latents"]
     tokenizers = session.tokenizers()
-    device = str(session.device)
-    tensors = load_file(path, device=device)
-    latents = load_file(session.work / "latents.safetensors", device=device)["latents"]
     assert len(tensors["all.t5"]) >= len(latents) * CAPTIONS_PER_PICTURE, "fewer captions than pictures"
     all_tokens, empty = (
         Tokens(*(tensors[f"{name}.{field}"] for field in ("clip_l", "clip_g", "t5"))) for name in ("all", "empty")
@@ -198,7 +212,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--started", type=float, default=time.time(), help="when the leg began, in Unix seconds")
     parser.add_argument("--hold", type=float, default=1.0, help="share of mmdit's time at the full learning rate")
     parser.add_argument("--batch", type=int, default=768)
-    parser.add_argument("--pictures", type=int, default=160_000)
+    parser.add_argument("--pictures", type=int, default=140_000)
+    parser.add_argument("--seed", type=int, default=20, help="of recipes, captions and first weights")
+    parser.add_argument("--start", type=Path, default=None, help="checkpoint folder to take weights and tokenizers from")
     parser.add_argument("--max-steps", type=int, default=None, help="for rehearsals")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
@@ -212,7 +228,16 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     schedule = Schedule(options.hold, options.batch, compiled=not options.no_compile)
     device = torch.device(options.device)
-    session = Session(options.work, options.renderings, device, schedule, options.pictures, options.max_steps)
+    session = Session(
+        options.work,
+        options.renderings,
+        device,
+        schedule,
+        options.pictures,
+        options.max_steps,
+        options.seed,
+        options.start,
+    )
     for word in options.stages:
         name, _, seconds = word.partition("=")
         left = options.deadline - options.reserve - (time.time() - options.started)

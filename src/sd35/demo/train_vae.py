@@ -22,10 +22,10 @@ from .scenes import CANVAS, Composer
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 1e-3
 CROP = 128
 CROP_BATCH = 64
-WHOLE_SHARE = 0.2
+WHOLE_SHARE = 0.4
 EDGE_WEIGHT = 0.5
 KL_WEIGHT = 5e-4
 LATENT_NOISE = 0.05
@@ -39,17 +39,18 @@ def train_vae(
     budget: Budget,
     log: TrainingLog,
     batch: int = CROP_BATCH,
+    learning_rate: float = LEARNING_RATE,
 ) -> None:
     """Train in place on crops and then whole pictures of `recipes`."""
     device = composer.device
     generator = torch.Generator(device).manual_seed(1)
     vae.to(device, memory_format=torch.channels_last).train()
     keep_norms_in_bfloat16(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     step = 0
     while not budget.over(step):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(budget.share())
+            group["lr"] = learning_rate * cosine(budget.share())
         pictures = _batch(composer, recipes, generator, step, batch, whole=budget.share() > 1 - WHOLE_SHARE)
         loss, parts = _loss(vae, pictures, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -136,10 +137,14 @@ def measure_latents(vae: AutoencoderKL, pictures: Tensor) -> tuple[float, float,
 
 @torch.inference_mode()
 def encode_recipes(
-    vae: AutoencoderKL, composer: Composer, recipes: list[Recipe], budget: Budget, batch: int = 128
+    vae: AutoencoderKL,
+    composer: Composer,
+    recipes: list[Recipe],
+    budget: Budget,
+    generator: torch.Generator,
+    batch: int = 128,
 ) -> Tensor:
     """Normalised latents of as many recipes as the time allows, [N, 16, 32, 32] bfloat16 on the device."""
-    generator = torch.Generator(composer.device).manual_seed(2)
     vae.to(composer.device, torch.bfloat16, memory_format=torch.channels_last).eval()
     shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
     chunks: list[Tensor] = []
