@@ -71,7 +71,7 @@ class Trainer:
         self.adam = torch.optim.AdamW(
             rest, ADAM_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda"
         )
-        self.parameters = [*self.trained.parameters()]
+        self.parameters: list[Tensor] = [*self.trained.parameters()]
         self.averages = [p.detach().clone() for p in self.parameters]
         self.step = 0
 
@@ -95,7 +95,7 @@ class Trainer:
         self.step = state["step"]
 
     def update(self, loss: Tensor, rate: float) -> Tensor:
-        """One step of both optimizers and the average, `rate` times the full learning rates; gives the gradient norm."""
+        """One step at `rate` times the full learning rates; returns the norm of the gradient."""
         rate *= min(1.0, (self.step + 1) / WARMUP_STEPS)
         self.muon.param_groups[0]["lr"] = MUON_LEARNING_RATE * rate
         self.adam.param_groups[0]["lr"] = ADAM_LEARNING_RATE * rate
@@ -115,7 +115,9 @@ class Trainer:
         torch._foreach_copy_(self.parameters, self.averages)
 
 
-def train_mmdit(trainer: Trainer, corpus: Corpus, schedule: Schedule, budget: Budget, log: TrainingLog) -> None:
+def train_mmdit(
+    trainer: Trainer, corpus: Corpus, schedule: Schedule, budget: Budget, log: TrainingLog
+) -> None:
     """One leg of training, in place."""
     if schedule.compiled:
         torch._dynamo.config.recompile_limit = 16
@@ -133,7 +135,11 @@ def train_mmdit(trainer: Trainer, corpus: Corpus, schedule: Schedule, budget: Bu
         total += loss.detach()
         if trainer.step % LOG_EVERY == 0:
             log.write(
-                stage="mmdit", step=trainer.step, seconds=budget.used(), loss=total.item() / LOG_EVERY, norm=norm.item()
+                stage="mmdit",
+                step=trainer.step,
+                seconds=budget.used(),
+                loss=total.item() / LOG_EVERY,
+                norm=norm.item(),
             )
             total.zero_()
     log.write(stage="mmdit", step=trainer.step, seconds=budget.used(), steps_this_leg=trainer.step - first)
@@ -152,7 +158,9 @@ def _batch_size(batch: int, length: int) -> int:
     return batch if length == SHORT else max(1, batch // 3)
 
 
-def flow_loss(trainer: Trainer, corpus: Corpus, length: int, batch: int, generator: torch.Generator) -> Tensor:
+def flow_loss(
+    trainer: Trainer, corpus: Corpus, length: int, batch: int, generator: torch.Generator
+) -> Tensor:
     """The mean squared error of the predicted direction on a random batch."""
     device = trainer.device
     picture = torch.randint(len(corpus.latents), (batch,), generator=generator, device=device)
