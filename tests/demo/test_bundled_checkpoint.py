@@ -19,7 +19,7 @@ import sd35.demo
 from sd35.demo.architecture import TextEncoders, Tokenizers
 from sd35.demo.conditioning import encode, tokenize
 from sd35.demo.evaluator import load_evaluator
-from sd35.demo.prompts import held_out_prompts, trained_prompts
+from sd35.demo.prompts import colour_word_prompts, held_out_prompts, trained_prompts
 from sd35.demo.report import accuracy, generate
 
 FOLDER = Path(sd35.demo.__path__[0]) / "checkpoint"
@@ -147,16 +147,16 @@ def test_training_built_the_conditioning_as_the_pipeline_does(pipeline: StableDi
 
 
 def test_it_draws_what_it_is_asked(pipeline: StableDiffusion3Pipeline) -> None:
-    """Of eight prompts, half of pairs never trained, seven subjects come out right, and all backgrounds."""
-    prompts = trained_prompts()[:4] + held_out_prompts()[:4]
+    """Of five prompts, two of pairs never trained, four subjects come out right, and all backgrounds."""
+    prompts = trained_prompts()[:2] + held_out_prompts()[:2] + colour_word_prompts()[:1]
     pictures = generate(pipeline, [prompt.text for prompt in prompts], length=32, steps=10)
     shares = accuracy(load_evaluator(), pictures, prompts)
-    assert shares["subject"] >= 7 / 8
+    assert shares["subject"] >= 4 / 5
     assert shares["background"] == 1
 
 
-def test_guidance_needs_an_empty_prompt(pipeline: StableDiffusion3Pipeline) -> None:
-    """No prompt at all gives finite, varied pixels, not noise: the border has one colour."""
+def test_no_words_still_make_a_picture(pipeline: StableDiffusion3Pipeline) -> None:
+    """An empty prompt, which guidance needs, gives no noise: an even border, something in the middle."""
     picture = generate(pipeline, [""], length=32, steps=10)[0].float()
     assert picture[:6].std(dim=(0, 1)).max() < 12
     assert picture[64:192, 64:192].std() > 10

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .captions import caption, scene_caption
-from .scenes import Composer
+from .scenes import CANVAS, Composer
 from .vocabulary import Vocabulary
 
 SCENE_SHARE = 0.16
@@ -60,7 +60,7 @@ def _describe(vocabulary: Vocabulary, recipe: Recipe, rng: Random) -> str:
 
 def compose(composer: Composer, recipes: list[Recipe], generator: torch.Generator) -> Tensor:
     """The pictures of `recipes`, [B, 3, 256, 256] in 0..1."""
-    pictures = torch.empty(len(recipes), 3, 256, 256, device=composer.device)
+    pictures = torch.empty(len(recipes), 3, CANVAS, CANVAS, device=composer.device)
     alone = [i for i, recipe in enumerate(recipes) if recipe.right is None]
     paired = [i for i, recipe in enumerate(recipes) if recipe.right is not None]
     left, right, style, colour = _columns(recipes, composer.device)

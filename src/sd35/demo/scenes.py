@@ -2,11 +2,11 @@
 
 Nothing is stored but 1,200 renderings. A picture is sampled backwards: for every pixel of the canvas,
 compute where it falls in the rendering, read colour and alpha there, and blend over the background.
-Jitter of place and size is then a shift and a scale of coordinates, and a crop of the canvas is the
-same computation on fewer pixels. Colours are kept multiplied by alpha, or transparent black would
-bleed into the edges. Scenes of two subjects read a half-size copy, so that shrinking does not alias.
+Jitter of place and size is then a shift and a scale of coordinates. Colours are kept multiplied by
+alpha, or transparent black would bleed into the edges. Scenes of two subjects read a half-size copy, so
+that shrinking does not alias.
 
-Shapes: B pictures, S canvas pixels a side, R rendering pixels a side. Values are in 0..1.
+Shapes: B pictures, R rendering pixels a side. Values are in 0..1.
 """
 
 from __future__ import annotations
@@ -55,43 +55,31 @@ class Composer:
         """The index of a rendering."""
         return subject * self.styles + style
 
-    def alone(self, pair: Tensor, colour: Tensor, generator: torch.Generator, size: int = CANVAS) -> Tensor:
-        """One subject on each background, [B, 3, size, size]; a size under 256 is a random crop."""
-        origin = self._origin(len(pair), size, generator)
-        ground = self._ground(colour, size)
-        return self._lay(ground, self.large[pair], ALONE, origin, generator)
+    def alone(self, pair: Tensor, colour: Tensor, generator: torch.Generator) -> Tensor:
+        """One subject on each background, [B, 3, 256, 256]."""
+        return self._lay(self._ground(colour), self.large[pair], ALONE, generator)
 
-    def side_by_side(
-        self, left: Tensor, right: Tensor, colour: Tensor, generator: torch.Generator, size: int = CANVAS
-    ) -> Tensor:
-        """Two subjects on each background, [B, 3, size, size]."""
-        origin = self._origin(len(left), size, generator)
-        picture = self._lay(self._ground(colour, size), self.small[left], LEFT, origin, generator)
-        return self._lay(picture, self.small[right], RIGHT, origin, generator)
+    def side_by_side(self, left: Tensor, right: Tensor, colour: Tensor, generator: torch.Generator) -> Tensor:
+        """Two subjects on each background, [B, 3, 256, 256]."""
+        picture = self._lay(self._ground(colour), self.small[left], LEFT, generator)
+        return self._lay(picture, self.small[right], RIGHT, generator)
 
-    def _ground(self, colour: Tensor, size: int) -> Tensor:
-        return self.colours[colour][:, :, None, None].expand(-1, -1, size, size)
+    def _ground(self, colour: Tensor) -> Tensor:
+        return self.colours[colour][:, :, None, None].expand(-1, -1, CANVAS, CANVAS)
 
-    def _origin(self, count: int, size: int, generator: torch.Generator) -> Tensor:
-        """Random upper left corners of crops, [B, 2] as (across, down)."""
-        return torch.rand(count, 2, generator=generator, device=self.device) * (CANVAS - size)
-
-    def _lay(
-        self, ground: Tensor, rendering: Tensor, place: Placement, origin: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _lay(self, ground: Tensor, rendering: Tensor, place: Placement, generator: torch.Generator) -> Tensor:
         """Blend renderings [B, 4, R, R] over `ground` at jittered places."""
         draw = torch.rand(len(ground), 3, generator=generator, device=self.device)
         jitter = torch.tensor([place.jitter_across, place.jitter_down], device=self.device)
         middle = torch.tensor([place.across, CANVAS / 2], device=self.device)
         centre = middle + (2 * draw[:, :2] - 1) * jitter
         extent = place.smallest + draw[:, 2:] * (place.largest - place.smallest)
-        steps = torch.arange(ground.shape[-1], device=self.device) + 0.5
-        # Canvas pixels as -1..1 across the rendering, [B, S] for each axis.
-        across = (steps + origin[:, :1] - centre[:, :1]) * (2 / extent)
-        down = (steps + origin[:, 1:] - centre[:, 1:]) * (2 / extent)
-        size = len(steps)
+        steps = torch.arange(CANVAS, device=self.device) + 0.5
+        # Canvas pixels as -1..1 across the rendering, [B, 256] for each axis.
+        across = (steps - centre[:, :1]) * (2 / extent)
+        down = (steps - centre[:, 1:]) * (2 / extent)
         grid = torch.stack(
-            [across[:, None, :].expand(-1, size, -1), down[:, :, None].expand(-1, -1, size)], dim=-1
+            [across[:, None, :].expand(-1, CANVAS, -1), down[:, :, None].expand(-1, -1, CANVAS)], dim=-1
         )
         sampled = F.grid_sample(rendering.float(), grid, align_corners=False)
         return ground * (1 - sampled[:, 3:]) + sampled[:, :3]

@@ -7,10 +7,9 @@ any stage and the next goes on. Stages and their seconds, in order:
 
     captions    recipes of all pictures, tokenizers learnt from their captions, tokens   (CPU alone)
     vae         the VAE, then scale and shift of its latents
-    decoder     the VAE's decoder alone, sharpened; may come last, the MMDiT does not notice
     evaluator   the judge
     latents     pictures composed and encoded once
-    mmdit       MMDiT and text encoders; "mmdit=rest" takes what --deadline leaves; may be repeated
+    mmdit       MMDiT and text encoders; "mmdit=rest" goes on --until a moment; may be repeated
     export      the averaged weights as a diffusers folder, WORK/checkpoint
 """
 
@@ -39,11 +38,10 @@ from .renderings import load_renderings
 from .scenes import Composer
 from .train_evaluator import BATCH, train_evaluator
 from .train_mmdit import SHORT, Corpus, Schedule, Trainer, train_mmdit
-from .train_vae import CROP_BATCH, LEARNING_RATE, encode_recipes, measure_latents, train_decoder, train_vae
+from .train_vae import CROP_BATCH, LEARNING_RATE, encode_recipes, measure_latents, train_vae
 from .vocabulary import load_vocabulary
 
 TOKENIZER_CAPTIONS = 60_000
-DECODER_BATCH = 8
 
 
 @dataclass
@@ -84,14 +82,12 @@ class Session:
         return architecture.load_tokenizers(self.work)
 
     def vae(self) -> AutoencoderKL:
-        """The VAE that this leg has trained, or the one of the start."""
-        own = self.work / "vae"
-        folder = own if own.exists() or self.start is None else self.start / "vae"
-        vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
+        """The VAE that the stage "vae" has trained."""
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(self.work / "vae")
         return vae
 
     def fresh_pictures(self) -> Tensor:
-        """Pictures that no stage trains on, [512, 3, 256, 256]."""
+        """Trained pairs at places of their own, [512, 3, 256, 256]."""
         recipes = draw_recipes(load_vocabulary(), min(512, self.pictures), self.seed + 2)
         return compose(self.composer, recipes, torch.Generator(self.device).manual_seed(3))
 
@@ -120,27 +116,11 @@ def vae_stage(session: Session, seconds: float) -> None:
     batch = min(CROP_BATCH, session.schedule.batch)
     rate = LEARNING_RATE if session.start is None else LEARNING_RATE / 2
     train_vae(vae, session.composer, session.recipes, session.budget(seconds), session.log, batch, rate)
-    mean, deviation, _ = _measure_vae(session, vae)
-    vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / deviation, 4))
-    vae.save_pretrained(session.work / "vae")
-
-
-def decoder_stage(session: Session, seconds: float) -> None:
-    """Sharpen the decoder; encoder, scale and shift stay."""
-    vae = session.vae()
-    batch = min(DECODER_BATCH, session.schedule.batch)
-    _measure_vae(session, vae)
-    train_decoder(vae, session.composer, session.recipes, session.budget(seconds), session.log, batch)
-    _measure_vae(session, vae)
-    vae.save_pretrained(session.work / "vae")
-
-
-def _measure_vae(session: Session, vae: AutoencoderKL) -> tuple[float, float, float]:
-    """Mean and deviation of the latents, and PSNR."""
     figures = [measure_latents(vae, part) for part in session.fresh_pictures().split(64)]
     mean, deviation, psnr = (sum(column) / len(figures) for column in zip(*figures, strict=True))
     session.log.write(stage="vae", mean=mean, deviation=deviation, psnr=psnr)
-    return mean, deviation, psnr
+    vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / deviation, 4))
+    vae.save_pretrained(session.work / "vae")
 
 
 def evaluator_stage(session: Session, seconds: float) -> None:
@@ -207,19 +187,12 @@ def _corpus(session: Session) -> Corpus:
 
 def export_stage(session: Session, seconds: float) -> None:
     """Write the averaged weights as a diffusers folder; `seconds` is not used."""
-    folder = session.work if (session.work / "tokenizer").exists() else session.start
-    assert folder is not None, "no tokenizers: run the stage captions"
-    tokenizers = architecture.load_tokenizers(folder)
+    tokenizers = session.tokenizers()
     mmdit, encoders = architecture.build_mmdit(), architecture.build_text_encoders(tokenizers)
-    state = session.work / "state.pt"
-    if state.exists():
-        trainer = Trainer(mmdit, encoders, torch.device("cpu"))
-        trainer.load_state(state)
-        trainer.use_averages()
-    elif session.start is not None:
-        architecture.load_weights(session.start, mmdit, encoders)
-    for module in (mmdit, *encoders.modules()):
-        module.eval()
+    trainer = Trainer(mmdit, encoders, torch.device("cpu"))
+    trainer.load_state(session.work / "state.pt")
+    trainer.use_averages()
+    trainer.trained.eval()
     pipeline = architecture.build_pipeline(tokenizers, encoders, session.vae(), mmdit)
     size = architecture.save_pipeline(pipeline, session.work / "checkpoint")
     session.log.write(stage="export", bytes=float(size))
@@ -228,7 +201,6 @@ def export_stage(session: Session, seconds: float) -> None:
 STAGES: dict[str, Callable[[Session, float], None]] = {
     "captions": captions_stage,
     "vae": vae_stage,
-    "decoder": decoder_stage,
     "evaluator": evaluator_stage,
     "latents": latents_stage,
     "mmdit": mmdit_stage,
@@ -242,11 +214,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", metavar="stage[=seconds]", help=" ".join(STAGES))
     parser.add_argument("--renderings", type=Path, required=True, help="zip file of sd35.demo.renderings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--deadline", type=float, default=600.0, help='seconds in all, for "mmdit=rest"')
-    parser.add_argument("--reserve", type=float, default=30.0, help='seconds that "mmdit=rest" leaves free')
-    parser.add_argument(
-        "--started", type=float, default=time.time(), help="when the leg began, in Unix seconds"
-    )
+    parser.add_argument("--until", type=float, default=0.0, help='when "mmdit=rest" ends, in Unix seconds')
     parser.add_argument(
         "--hold", type=float, default=1.0, help="share of mmdit's time at the full learning rate"
     )
@@ -267,24 +235,21 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    schedule = Schedule(options.hold, options.batch, compiled=not options.no_compile)
-    device = torch.device(options.device)
     session = Session(
-        options.work,
-        options.renderings,
-        device,
-        schedule,
-        options.pictures,
-        options.max_steps,
-        options.seed,
-        options.start,
+        work=options.work,
+        renderings=options.renderings,
+        device=torch.device(options.device),
+        schedule=Schedule(options.hold, options.batch, compiled=not options.no_compile),
+        pictures=options.pictures,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        start=options.start,
     )
     for word in options.stages:
         name, _, seconds = word.partition("=")
-        left = options.deadline - options.reserve - (time.time() - options.started)
         began = time.time()
-        STAGES[name](session, left if seconds == "rest" else float(seconds or 0))
-        session.log.write(stage=name, took=time.time() - began, since_start=time.time() - options.started)
+        STAGES[name](session, options.until - began if seconds == "rest" else float(seconds or 0))
+        session.log.write(stage=name, took=time.time() - began)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 LEARNING_RATE = 1e-3
-DECODER_LEARNING_RATE = 3e-4
 CROP = 128
 CROP_BATCH = 64
 WHOLE_SHARE = 0.4
@@ -65,46 +64,6 @@ def train_vae(
                 stage="vae", step=step, seconds=budget.used(), **{k: v.item() for k, v in parts.items()}
             )
     log.write(stage="vae", step=step, seconds=budget.used(), loss=loss.item())
-
-
-def train_decoder(
-    vae: AutoencoderKL,
-    composer: Composer,
-    recipes: list[Recipe],
-    budget: Budget,
-    log: TrainingLog,
-    batch: int,
-) -> None:
-    """Sharpen the decoder alone, in float32: latents stay as they are, so a trained MMDiT stays right."""
-    device = composer.device
-    generator = torch.Generator(device).manual_seed(4)
-    vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
-    vae.decoder.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), DECODER_LEARNING_RATE, betas=(0.9, 0.99))
-    step = 0
-    while not budget.over(step):
-        for group in optimizer.param_groups:
-            group["lr"] = DECODER_LEARNING_RATE * cosine(budget.share())
-        whole = step % 2 == 1
-        pictures = _batch(composer, recipes, generator, step, batch, whole=whole)
-        output = vae.decode(_noisy_latents(vae, pictures, generator)).sample
-        l1, edges = (output - pictures).abs().mean(), _edge_difference(output, pictures)
-        optimizer.zero_grad(set_to_none=True)
-        (l1 + EDGE_WEIGHT * edges).backward()
-        nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            log.write(stage="decoder", step=step, seconds=budget.used(), l1=l1.item(), edges=edges.item())
-    log.write(stage="decoder", step=step, seconds=budget.used())
-
-
-@torch.no_grad()
-def _noisy_latents(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents of pictures, a little off, as a model's are."""
-    latents: Tensor = vae.encode(pictures).latent_dist.mode()
-    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    return latents + LATENT_NOISE * noise
 
 
 @torch.no_grad()
