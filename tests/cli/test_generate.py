@@ -150,21 +150,21 @@ def test_names_come_from_prompts(tmp_path: Path) -> None:
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     """Interrupted in the loop: exit code 5, one sentence, and not a byte in the folder."""
     command = [sys.executable, "-m", "sd35", "generate", "a fox", "--steps", "1000", "--device", "cpu"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "-o", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         # A shell that runs this suite in the background makes its children ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    seen = b""
-    while b"/1000" not in seen:
-        heard = process.stderr.read1(4096)
-        assert heard, seen
-        seen += heard
-    process.send_signal(signal.SIGINT)
-    seen += process.stderr.read()
-    assert process.wait(timeout=60) == 5
+    ) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"/1000" not in seen:
+            heard = process.stderr.read1(4096)
+            assert heard, seen
+            seen += heard
+        process.send_signal(signal.SIGINT)
+        seen += process.stderr.read()
+    assert process.returncode == 5
     assert b"interrupted" in seen
     assert b"Traceback" not in seen
     assert list((tmp_path / "out").iterdir()) == []

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line."""
 
     def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
