@@ -16,7 +16,7 @@ from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.manifest import hash_files, read_manifest
 from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.fp8 import Scheme, quantize
-from sd35.quantization import convert
+from sd35.quantization import lazily
 from sd35.quantization.ready import is_fp8, ready
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -87,7 +87,7 @@ def test_an_interruption_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "quantize_tensor", interrupt)
+    monkeypatch.setattr(lazily, "quantize_tensor", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sd35.quantize(demo, tmp_path / "out" / "fp8")
     assert list((tmp_path / "out").iterdir()) == []
