@@ -35,7 +35,7 @@ def header(**layers: dict[str, Any]) -> dict[str, str]:
 def understood(
     folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> Fp8Tensors:
-    """What we make of a file with these tensors under the prefix, one 16-bit layer and one of another part."""
+    """What we make of these tensors under the prefix, beside a 16-bit layer and another part."""
     path = folder / "x.safetensors"
     ours = {PREFIX + name: tensor.clone() for name, tensor in tensors.items()}
     others = {f"{PREFIX}plain.weight": torch.ones(2, 2).half(), "first_stage_model.a": torch.ones(1)}

@@ -1,4 +1,4 @@
-"""The original's names and diffusers', held to diffusers' own conversion, and every rule of the two layouts."""
+"""The original's names and diffusers', held to diffusers' own conversion: every rule of the two layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
