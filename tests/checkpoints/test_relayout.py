@@ -173,7 +173,6 @@ def test_the_transformers_numbers_follow_from_shapes(transformer: dict[str, Tens
         "pooled_projection_dim": 48,
         "pos_embed_max_size": 24,
         "qk_norm": "rms_norm",
-        "sample_size": 128,
     }
 
 

@@ -70,7 +70,7 @@ def test_from_the_command_line(
 
 @torch.inference_mode()
 def test_the_trap_that_we_remove(comfy: Path, demo: Path) -> None:
-    """Plain diffusers drops the scales of the same file without an error; its velocity is nothing like ours."""
+    """Plain diffusers drops the same file's scales without an error; its velocity is noise."""
     torch.manual_seed(0)
     inputs = (torch.randn(1, 16, 32, 32), torch.randn(1, 13, 256), torch.randn(1, 256), torch.tensor([500.0]))
     truth = SD3Transformer2DModel.from_pretrained(demo / "transformer", dtype=torch.float32)(*inputs).sample

@@ -142,6 +142,21 @@ def test_ready_makes_fp8_once(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert ready(demo_copy, "bf16") == demo_copy
 
 
+def test_ready_takes_single_files(demo: Path, tmp_path: Path) -> None:
+    """A 16-bit single file is quantized once, as its folder would be; an FP8 one is taken as it is."""
+    path = tmp_path / "single.safetensors"
+    sd35.convert(demo, path, "16bit-file")
+    place = ready(path, "fp8", demo)
+    assert ready(path, "fp8", demo) == place
+    ours, folders = load_file(place / TRANSFORMER), load_file(ready(demo, "fp8") / TRANSFORMER)
+    assert set(ours) == set(folders)
+    assert all(torch.equal(ours[name].float(), folders[name].float()) for name in ours)
+    sd35.convert(place, tmp_path / "fp8.safetensors", "rowwise")
+    assert ready(tmp_path / "fp8.safetensors", "fp8", demo) == tmp_path / "fp8.safetensors"
+    with pytest.raises(CheckpointError, match="16-bit folder or file"):
+        ready(tmp_path / "fp8.safetensors", "bf16", demo)
+
+
 def test_lost_bits_do_not_come_back(demo_fp8: Path) -> None:
     """bf16 of an FP8 folder is refused, and so is an unknown precision."""
     with pytest.raises(CheckpointError, match="16-bit folder"):

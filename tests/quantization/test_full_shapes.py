@@ -161,7 +161,7 @@ def test_a_16_bit_file_as_fp8(sparse: Callable[[str, str], Path], variant: str, 
 
 @pytest.mark.parametrize("variant", ["large", "medium"])
 def test_the_public_fp8_layout(sparse: Callable[[str, str], Path], variant: str) -> None:
-    """A file with all linears in legacy FP8 goes into ComfyUI's current form and a scale a row, losslessly."""
+    """A file with all linears in legacy FP8 goes into C and G without loss."""
     path = sparse(variant, "legacy")
     assert detect(path) == "comfy-legacy"
     with read_part(path, "transformer", PREFIX) as source:

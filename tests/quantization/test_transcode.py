@@ -149,6 +149,10 @@ def test_sixteen_bit_there_and_back(demo: Path, tmp_path: Path) -> None:
         before, after = (load_file(next((f / part).glob("*.safetensors"))) for f in (demo, tmp_path / "back"))
         assert set(before) == set(after)
         assert all(torch.equal(before[name], after[name]) for name in before)
+    # what was inferred is what was there
+    theirs = json.loads((demo / "transformer/config.json").read_text())
+    for key, value in json.loads((tmp_path / "back/transformer/config.json").read_text()).items():
+        assert theirs[key] == value, key
 
 
 def test_fp8_restored(demo_fp8: Path, tmp_path: Path) -> None:

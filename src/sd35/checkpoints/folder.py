@@ -71,7 +71,11 @@ class CheckpointFolder:
         """The part's tensors: 16-bit, or FP8 as sd35 or torchao write it."""
         refuse_foreign_quantization(self.config(part), self.path / part)
         reader = TensorReader(self.files(part))
-        return read_torchao(reader) if is_torchao(reader.metadata) else TensorSource.of(reader)
+        try:
+            return read_torchao(reader) if is_torchao(reader.metadata) else TensorSource.of(reader)
+        except BaseException:
+            reader.close()
+            raise
 
     def folder(self, part: str) -> Path:
         """Where the part's own files lie."""

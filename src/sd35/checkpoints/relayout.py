@@ -200,7 +200,6 @@ def infer_transformer_config(tensors: Mapping[str, Lazy]) -> dict[str, object]:
         "pooled_projection_dim": pooled,
         "pos_embed_max_size": side,
         "qk_norm": "rms_norm",
-        "sample_size": 128,
     }
 
 

@@ -36,7 +36,7 @@ _IGNORED = tuple(f"text_encoders.{encoder}.logit_scale" for encoder in ("clip_l"
 
 @dataclass(frozen=True)
 class SingleFile:
-    """An opened file: `held` gives each of its parts the beginning of its names; `components` has the rest."""
+    """An opened file: `held` are its parts, each with the beginning of its names; the rest is elsewhere."""
 
     path: Path
     held: Mapping[str, str]
@@ -48,11 +48,12 @@ class SingleFile:
         return self.components.parts
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration; the transformer's follows from its shapes."""
+        """The part's configuration; the transformer's follows from its shapes, but for its native size."""
+        theirs = self.components.config(part)
         if part != "transformer":
-            return self.components.config(part)
+            return theirs
         with self.tensors(part) as source:
-            return infer_transformer_config(source.tensors)
+            return {"sample_size": theirs.get("sample_size", 128), **infer_transformer_config(source.tensors)}
 
     def tensors(self, part: str) -> TensorSource:
         """The part's tensors under diffusers' names, from the file if they are in it."""

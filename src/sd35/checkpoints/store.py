@@ -31,8 +31,8 @@ def locate(checkpoint: str | Path) -> Path:
     if str(checkpoint) in VARIANTS:
         return _named(str(checkpoint))
     raise MissingError(
-        f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder, or one of the names "
-        f"{', '.join(VARIANTS)}."
+        f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder or a single file, or one of "
+        f"the names {', '.join(VARIANTS)}."
     )
 
 

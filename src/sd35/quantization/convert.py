@@ -7,6 +7,7 @@ clock and no random number takes part: equal input gives equal bytes.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sd35.checkpoints.formats import open_checkpoint
@@ -44,10 +45,7 @@ def quantize(
     """
     checkpoint = open_checkpoint(locate(source), components)
     recipe = recipe or Recipe()
-
-    def rewrite(part: str, tensors: TensorSource) -> Layout | None:
-        return _quantized_by(recipe, part, tensors)
-
+    rewrite = partial(_quantized_by, recipe)
     with fresh_folder(Path(destination), room_needed(checkpoint)) as place:
         layers = write_folder(checkpoint, place, rewrite, recipe.as_dict())
     return QuantizationReport(

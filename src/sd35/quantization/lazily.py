@@ -15,6 +15,7 @@ def quantized(name: str, lazy: Lazy, scheme: Scheme) -> tuple[Lazy, Lazy]:
     kept: list[Tensor] = []
 
     def data() -> Tensor:
+        """Quantize now."""
         scaled = quantize_tensor(lazy.read(), scheme.dtype, scheme.granularity)
         if not bool(scaled.scale.isfinite().all()):
             raise CheckpointError(
@@ -24,6 +25,7 @@ def quantized(name: str, lazy: Lazy, scheme: Scheme) -> tuple[Lazy, Lazy]:
         return scaled.data
 
     def scale() -> Tensor:
+        """Take the scale that is kept, or quantize for it."""
         return kept.pop() if kept else quantize_tensor(lazy.read(), scheme.dtype, scheme.granularity).scale
 
     shape = torch.Size(scale_shape(lazy.shape, scheme.granularity))

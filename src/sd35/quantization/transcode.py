@@ -14,6 +14,7 @@ sentence; `requantize` accepts it. Values are then restored in float32 and quant
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -91,17 +92,19 @@ def convert(
 def _to_folder(path: Path, place: Path, target: Target, components: Path | None) -> ConversionReport:
     checkpoint = open_checkpoint(path, components)
     notes: list[str] = []
-
-    def rewrite(_: str, source: TensorSource) -> Layout | None:
-        if source.schemes and target == "16bit":
-            return _restored(source, source.schemes, torch.bfloat16)
-        notes.extend(_dropped_input_scales(source))
-        return None
-
     before = room_needed(checkpoint)
+    rewrite = partial(_in_a_folder, target, notes)
     with fresh_folder(place, before * (2 if target == "16bit" else 1)) as fresh:
         layers = write_folder(checkpoint, fresh, rewrite, None)
     return ConversionReport(place, layers, 0, before, weight_bytes(place), notes)
+
+
+def _in_a_folder(target: Target, notes: list[str], _: str, source: TensorSource) -> Layout | None:
+    """One part: restored where 16 bit is asked for, else as it is."""
+    if source.schemes and target == "16bit":
+        return _restored(source, source.schemes, torch.bfloat16)
+    notes.extend(_dropped_input_scales(source))
+    return None
 
 
 def _to_file(
@@ -142,10 +145,10 @@ def _openers(
     """How to open each part that goes into the file: a file keeps its parts and needs no components."""
     if path.is_file() and not with_encoders:
         held = parts_held(path)
-        return {part: lambda part=part: read_part(path, part, held[part]) for part in held}  # type: ignore[misc]
+        return {part: partial(read_part, path, part, prefix) for part, prefix in held.items()}
     checkpoint = open_checkpoint(path, components)
     wanted = [part for part in PREFIXES if part in checkpoint.parts and (with_encoders or part in _ALWAYS)]
-    return {part: lambda part=part: checkpoint.tensors(part) for part in wanted}  # type: ignore[misc]
+    return {part: partial(checkpoint.tensors, part) for part in wanted}
 
 
 def plan_part(part: str, source: TensorSource, target: Spelling) -> PartPlan:
