@@ -1,6 +1,7 @@
 """GenerationRequest: what it accepts, what it fills in, what it becomes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -110,5 +111,7 @@ def test_skip_layer_guidance_steps() -> None:
     request = GenerationRequest("a fox", num_inference_steps=20, skip_layer_guidance_scale=1.0)
     settings = request.pictures(DEMO)[0].settings
     assert [step for step in range(20) if settings.skips_layers_at(step)] == [1, 2, 3]
+    bounds = replace(request, skip_layer_guidance_start=0.1).pictures(DEMO)[0].settings
+    assert [step for step in range(20) if bounds.skips_layers_at(step)] == [3]
     unguided = GenerationRequest("a fox", guidance_scale=1.0, skip_layer_guidance_scale=1.0).pictures(DEMO)[0]
     assert not any(unguided.settings.skips_layers_at(step) for step in range(28))

@@ -74,11 +74,14 @@ def test_shards_are_one_mapping(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard", ["../m.safetensors", "/etc/m.safetensors", "m.bin", "gone.safetensors", 3])
 def test_index_may_only_name_shards_beside_it(tmp_path: Path, shard: object) -> None:
-    """Traversal, other kinds of file and missing shards are refused."""
-    index = tmp_path / "m.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    """Traversal (though the file exists), other kinds of file and missing shards are refused."""
+    save_file(TENSORS, tmp_path / "m.safetensors")
+    save_file(TENSORS, tmp_path / "m.bin")
+    folder = tmp_path / "part"
+    folder.mkdir()
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(CheckpointError, match=r"shard|weight_map"):
-        weight_files(tmp_path, "m")
+        weight_files(folder, "m")
 
 
 def test_no_weights_and_no_pickles(tmp_path: Path) -> None:

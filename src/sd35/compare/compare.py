@@ -20,6 +20,7 @@ from sd35.config import RuntimeConfig
 from sd35.request import GenerationRequest
 from sd35.runtime.facts import machine, precision
 from sd35.runtime.load import load_pipeline
+from sd35.runtime.pipeline import Pipeline
 
 CHUNK = 32  # pictures measured at once
 WORST = 0.05
@@ -63,14 +64,22 @@ def draw_all(
     batch_size: int,
     on_picture: OnPicture,
 ) -> Drawing:
-    """Draw one picture a request, `batch_size` at a time, and let the checkpoint go again."""
-    pipeline = load_pipeline(folder, config)
+    """Load a checkpoint, draw one picture a request, and let the checkpoint go again."""
+    drawing = draw_with(load_pipeline(folder, config), requests, batch_size, on_picture)
+    gc.collect()
+    return drawing
+
+
+def draw_with(
+    pipeline: Pipeline, requests: Sequence[GenerationRequest], batch_size: int, on_picture: OnPicture
+) -> Drawing:
+    """Draw one picture a request, `batch_size` at a time."""
     pictures = [request.pictures(pipeline.variant)[0] for request in requests]
     images = []
     for start in range(0, len(pictures), batch_size):
         images += [one.image for one in pipeline.draw(pictures[start : start + batch_size]).images]
         on_picture(len(images), len(pictures))
-    drawing = Drawing(
+    return Drawing(
         images=images,
         prompts=[request.prompt for request in requests],
         precision=precision(pipeline)["transformer"],
@@ -78,9 +87,6 @@ def draw_all(
         settings={**asdict(pictures[0].settings), "skip_layers": list(pictures[0].settings.skip_layers)},
         machine=machine(pipeline.device),
     )
-    del pipeline
-    gc.collect()
-    return drawing
 
 
 def measure(

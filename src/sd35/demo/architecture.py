@@ -90,6 +90,22 @@ def train_tokenizers(captions: Iterable[str]) -> Tokenizers:
     return Tokenizers(clip_l, clip_g, t5)
 
 
+def save_tokenizers(tokenizers: Tokenizers, folder: Path) -> None:
+    """Write them as a pipeline folder has them."""
+    tokenizers.clip_l.save_pretrained(folder / "tokenizer")
+    tokenizers.clip_g.save_pretrained(folder / "tokenizer_2")
+    tokenizers.t5.save_pretrained(folder / "tokenizer_3")
+
+
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """Read the tokenizers of a pipeline folder."""
+    return Tokenizers(
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        T5Tokenizer.from_pretrained(folder / "tokenizer_3"),
+    )
+
+
 def _clip_vocabulary(captions: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Byte pairs in CLIP's order: bytes ("!" is id 0), bytes that end a word, merges, the two marks.
 
@@ -101,7 +117,9 @@ def _clip_vocabulary(captions: list[str]) -> tuple[dict[str, int], list[tuple[st
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     marks = [trained.bos_token, trained.eos_token]
     merges = found[: CLIP_VOCABULARY - 2 * len(alphabet) - len(marks)]
-    tokens = alphabet + [byte + "</w>" for byte in alphabet] + [left + right for left, right in merges] + marks
+    tokens = (
+        alphabet + [byte + "</w>" for byte in alphabet] + [left + right for left, right in merges] + marks
+    )
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
@@ -209,6 +227,14 @@ def _initialise_mmdit(model: SD3Transformer2DModel) -> None:
             nn.init.zeros_(module.bias)
 
 
+def load_weights(folder: Path, mmdit: SD3Transformer2DModel, encoders: TextEncoders) -> None:
+    """Fill MMDiT and text encoders with the weights of a pipeline folder."""
+    mmdit.load_state_dict(SD3Transformer2DModel.from_pretrained(folder / "transformer").state_dict())
+    for name, encoder in (("text_encoder", encoders.clip_l), ("text_encoder_2", encoders.clip_g)):
+        encoder.load_state_dict(CLIPTextModelWithProjection.from_pretrained(folder / name).state_dict())
+    encoders.t5.load_state_dict(T5EncoderModel.from_pretrained(folder / "text_encoder_3").state_dict())
+
+
 def build_pipeline(
     tokenizers: Tokenizers,
     encoders: TextEncoders,
@@ -230,11 +256,21 @@ def build_pipeline(
 
 
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: Path) -> int:
-    """Write the folder in bfloat16, readable by all; returns its bytes."""
+    """Write the folder in bfloat16, readable by all, with no notes of its origin; returns its bytes."""
     pipeline.to(dtype=torch.bfloat16)
     pipeline.save_pretrained(folder)
     total = 0
     for path in folder.rglob("*"):
+        if path.name.endswith("config.json"):
+            _forget_origin(path)
         path.chmod(0o755 if path.is_dir() else 0o644)
         total += path.stat().st_size if path.is_file() else 0
     return total
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop a config's notes on the folder it was loaded from."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "name_or_path", "local_files_only", "is_local"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

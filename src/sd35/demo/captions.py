@@ -79,7 +79,7 @@ def with_article(article: str, words: str, wish: str = "indefinite") -> str:
 
 
 def indefinite(words: str) -> str:
-    """"a" or "an": by the sound, for the few words where the letter misleads."""
+    """ "a" or "an": by the sound, for the few words where the letter misleads."""
     if words.startswith(("hour", "umbrella")):
         return "an"
     return "an" if words[0] in "aeio" else "a"
@@ -103,7 +103,7 @@ def _style_phrase(style: Style, rng: Random) -> str:
 
 
 def _lead(adjective: str, rng: Random) -> str:
-    """"an icon of ", "a flat drawing of "."""
+    """ "an icon of ", "a flat drawing of "."""
     return with_article("a", adjective + rng.choice(_LEADS)) + " of "
 
 

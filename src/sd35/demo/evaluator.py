@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ class EvaluatorNet(nn.Module):
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
         widths = (3, *_WIDTHS)
-        self.stages = nn.Sequential(*[_Stage(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.stages = nn.Sequential(*[_Stage(a, b) for a, b in pairwise(widths)])
         self.subject = nn.Linear(FEATURES, len(vocabulary.subjects))
         self.style = nn.Linear(FEATURES, len(vocabulary.styles))
         self.background = nn.Linear(FEATURES, len(vocabulary.colours))
@@ -96,7 +97,9 @@ def shrink(pixels: Tensor) -> Tensor:
     """Resize [B, 3, H, W] to the size the net reads, without aliasing."""
     if pixels.shape[-2:] == (INPUT_SIZE, INPUT_SIZE):
         return pixels
-    return F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(
+        pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def load_evaluator(device: str | torch.device = "cpu", weights: Path | None = None) -> Evaluator:

@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         directions = orthogonalise(torch.stack(nesterov))
         rows, columns = parameters[0].shape
         scale = -lr * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(parameters, list(directions.to(parameters[0].dtype).unbind(0)), alpha=scale)
+        torch._foreach_add_([*parameters], list(directions.to(parameters[0].dtype).unbind(0)), alpha=scale)
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
@@ -67,9 +67,12 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def split_parameters(mmdit: nn.Module, encoders: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(
+    mmdit: nn.Module, encoders: Iterable[nn.Module]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices for Muon, the rest for AdamW)."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in mmdit.named_parameters():
         hidden = name.startswith("transformer_blocks") and parameter.ndim == 2 and ".norm1" not in name
         (matrices if hidden else rest).append(parameter)

@@ -25,7 +25,7 @@ from .evaluator import Evaluator, load_evaluator
 from .prompts import LabelledPrompt, colour_word_prompts, held_out_prompts, trained_prompts
 from .renderings import load_renderings
 from .scenes import CANVAS, LEFT, RIGHT, Composer, Placement
-from .sheet import SHEET_PROMPTS, contact_sheet
+from .sheet import SHEET_PROMPTS, contact_sheet, loss_curve
 from .train_evaluator import draw_labels
 from .vocabulary import Vocabulary, load_vocabulary
 
@@ -74,7 +74,9 @@ def accuracy(evaluator: Evaluator, pictures: Tensor, prompts: list[LabelledPromp
 
 def _judge(evaluator: Evaluator, pictures: Tensor) -> dict[str, Tensor]:
     parts = [evaluator(part) for part in pictures.split(100)]
-    return {key: torch.cat([getattr(p, key).cpu() for p in parts]) for key in ("subject", "style", "background")}
+    return {
+        key: torch.cat([getattr(p, key).cpu() for p in parts]) for key in ("subject", "style", "background")
+    }
 
 
 def _share(found: Tensor, asked: Tensor) -> float:
@@ -92,9 +94,13 @@ def scene_prompts(vocabulary: Vocabulary, count: int = 200) -> list[tuple[str, i
     rows = []
     for _ in range(count):
         left, right = rng.sample(range(len(vocabulary.subjects)), 2)
-        a, b = (with_article(vocabulary.subjects[i].article, vocabulary.subjects[i].name) for i in (left, right))
+        a, b = (
+            with_article(vocabulary.subjects[i].article, vocabulary.subjects[i].name) for i in (left, right)
+        )
         style, colour = rng.choice(vocabulary.styles).name, rng.choice(vocabulary.colours).name
-        rows.append((f"{a} on the left and {b} on the right, {style} style, {colour} background", left, right))
+        rows.append(
+            (f"{a} on the left and {b} on the right, {style} style, {colour} background", left, right)
+        )
     return rows
 
 
@@ -118,7 +124,11 @@ def _crop(pictures: Tensor, place: Placement) -> Tensor:
 
 
 def measure_evaluator(
-    evaluator: Evaluator, pipeline: StableDiffusion3Pipeline, renderings: Path, rounds: int = 20, batch: int = 100
+    evaluator: Evaluator,
+    pipeline: StableDiffusion3Pipeline,
+    renderings: Path,
+    rounds: int = 20,
+    batch: int = 100,
 ) -> dict[str, dict[str, float]]:
     """The evaluator's own accuracy on renderings it has not seen so placed, clean and through the VAE."""
     vocabulary = load_vocabulary()
@@ -145,7 +155,7 @@ def _bytes(pictures: Tensor) -> Tensor:
 
 
 def measure(pipeline: StableDiffusion3Pipeline, evaluator: Evaluator, *, brief: bool) -> dict[str, Any]:
-    """All figures of the card; `brief` draws the first prompts of the first two lists only."""
+    """All figures of the card; `brief` stops after the three prompt lists."""
     vocabulary = load_vocabulary()
     trained, held = trained_prompts(), held_out_prompts()
 
@@ -153,10 +163,10 @@ def measure(pipeline: StableDiffusion3Pipeline, evaluator: Evaluator, *, brief: 
         pictures = generate(pipeline, [prompt.text for prompt in prompts], **options)
         return accuracy(evaluator, pictures, prompts)
 
-    if brief:
-        return {"trained": draw(trained[:100]), "held_out": draw(held[:100], length=32)}
     figures: dict[str, Any] = {"trained": draw(trained), "held_out": draw(held)}
     figures["colour_words"] = draw(colour_word_prompts())
+    if brief:
+        return figures
     figures["trained_t5_32"] = draw(trained, length=32)
     figures["trained_t5_77"] = draw(trained[:250], length=77)
     for guidance in (1.0, 2.0, 3.0, 6.0):
@@ -183,6 +193,36 @@ def measure_empty(pictures: Tensor) -> dict[str, float]:
     return {"pictures": float(len(pictures)), "sane": round((even & filled).float().mean().item(), 4)}
 
 
+def join_logs(logs: list[Path]) -> list[dict[str, Any]]:
+    """The rows of all legs in order, each with the number of its leg."""
+    return [
+        {"leg": leg, **json.loads(line)}
+        for leg, log in enumerate(logs, start=1)
+        for line in log.read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def loss_points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """The MMDiT's steps, counted through all legs, and its losses."""
+    taken: dict[int, int] = {0: 0}
+    points: list[tuple[float, float]] = []
+    for row in rows:
+        if row["stage"] == "mmdit" and "step" in row:
+            taken[row["leg"]] = row["step"]
+            if "loss" in row:
+                points.append((taken[row["leg"] - 1] + row["step"], row["loss"]))
+    steps, losses = zip(*points, strict=True)
+    return list(steps), list(losses)
+
+
+def write_logs(logs: list[Path], report: Path) -> None:
+    """training_log.json and loss_curve.png, from the logs of all legs."""
+    rows = join_logs(logs)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (report / "training_log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    loss_curve(*loss_points(rows), title="MMDiT training loss").save(report / "loss_curve.png")
+
+
 def main() -> None:
     """Measure the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description="Measure a trained demo checkpoint.")
@@ -191,11 +231,14 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="folder to write")
     parser.add_argument("--renderings", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--brief", action="store_true", help="a hundred pictures of two lists")
+    parser.add_argument("--logs", type=Path, nargs="*", default=[], help="log.jsonl of every leg, in order")
+    parser.add_argument("--brief", action="store_true", help="the three prompt lists only")
     options = parser.parse_args()
     options.report.mkdir(parents=True, exist_ok=True)
+    if options.logs:
+        write_logs(options.logs, options.report)
     began = time.time()
-    pipeline = StableDiffusion3Pipeline.from_pretrained(options.checkpoint, torch_dtype=torch.bfloat16)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(options.checkpoint, dtype=torch.bfloat16)
     pipeline.to(options.device).set_progress_bar_config(disable=True)
     evaluator = load_evaluator(options.device, options.evaluator)
     contact_sheet(generate(pipeline, SHEET_PROMPTS), SHEET_PROMPTS).save(options.report / "contact_sheet.png")

@@ -55,9 +55,7 @@ class Composer:
         """The index of a rendering."""
         return subject * self.styles + style
 
-    def alone(
-        self, pair: Tensor, colour: Tensor, generator: torch.Generator, size: int = CANVAS
-    ) -> Tensor:
+    def alone(self, pair: Tensor, colour: Tensor, generator: torch.Generator, size: int = CANVAS) -> Tensor:
         """One subject on each background, [B, 3, size, size]; a size under 256 is a random crop."""
         origin = self._origin(len(pair), size, generator)
         ground = self._ground(colour, size)

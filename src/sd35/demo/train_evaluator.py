@@ -21,12 +21,17 @@ SEED = 7001
 
 
 def train_evaluator(
-    net: EvaluatorNet, composer: Composer, vocabulary: Vocabulary, budget: Budget, log: TrainingLog, batch: int = BATCH
+    net: EvaluatorNet,
+    composer: Composer,
+    vocabulary: Vocabulary,
+    budget: Budget,
+    log: TrainingLog,
+    batch: int = BATCH,
 ) -> None:
     """Train in place on all pairs of subject and style, on all backgrounds."""
     device = composer.device
     generator = torch.Generator(device).manual_seed(SEED)
-    net.to(device, memory_format=torch.channels_last).train()
+    net.train().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.05)
     step = 0
     while not budget.over(step):
@@ -36,11 +41,12 @@ def train_evaluator(
         pixels = _soil(_pictures(composer, labels, generator), generator)
         with torch.autocast(device.type, torch.bfloat16):
             logits = net(pixels.contiguous(memory_format=torch.channels_last))
-        loss = sum(
-            F.cross_entropy(logit.float(), label, label_smoothing=0.05)
-            for logit, label in zip(logits, labels, strict=True)
-        )
-        assert isinstance(loss, Tensor)
+        loss = torch.stack(
+            [
+                F.cross_entropy(logit.float(), label, label_smoothing=0.05)
+                for logit, label in zip(logits, labels, strict=True)
+            ]
+        ).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -50,7 +56,9 @@ def train_evaluator(
     log.write(stage="evaluator", step=step, seconds=budget.used(), loss=loss.item())
 
 
-def draw_labels(vocabulary: Vocabulary, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw_labels(
+    vocabulary: Vocabulary, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random subjects, styles and backgrounds."""
     device = generator.device
 
@@ -61,7 +69,9 @@ def draw_labels(vocabulary: Vocabulary, count: int, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def _pictures(composer: Composer, labels: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+def _pictures(
+    composer: Composer, labels: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+) -> Tensor:
     subject, style, colour = labels
     return F.avg_pool2d(composer.alone(composer.pair(subject, style), colour, generator), 256 // INPUT_SIZE)
 

@@ -7,6 +7,7 @@ and bf16 out. A name that can't do what is asked is an error that says why; `aut
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sd35.config import Kernels
 from sd35.errors import DeviceError
@@ -14,6 +15,8 @@ from sd35.fp8 import ScaledTensor
 from sd35.kernels import reference
 
 FIRST_NATIVE_FP8 = (8, 9)
+# cuBLAS refuses products of very few rows with a long K (seen on an H100: 2 rows, K 6144 and 9728).
+FEWEST_ROWS = 16
 
 
 def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
@@ -50,14 +53,19 @@ def scaled_mm(
     """`reference.scaled_mm` by the chosen code: x [..., K], weight [N, K] -> [..., N]."""
     if kernels == "reference":
         return reference.scaled_mm(x, weight, bias, dtype)
-    rows = x.data.flatten(0, -2)
+    rows, scales = x.data.flatten(0, -2), x.scale.flatten(0, -2)
+    missing = max(0, FEWEST_ROWS - len(rows))
+    if missing:
+        # Zero rows in FP8 are zero bytes; F.pad does not know the dtype.
+        rows = F.pad(rows.view(torch.uint8), (0, 0, 0, missing)).view(rows.dtype)
+        scales = F.pad(scales, (0, 0, 0, missing), value=1.0)
     out = torch._scaled_mm(
         rows,
         weight.data.T,
-        scale_a=x.scale.flatten(0, -2),
+        scale_a=scales,
         scale_b=weight.scale.T,
         bias=bias,
         out_dtype=dtype,
         use_fast_accum=True,
     )
-    return out.unflatten(0, x.data.shape[:-1])
+    return out[: len(out) - missing].unflatten(0, x.data.shape[:-1])
