@@ -22,6 +22,7 @@ _HOMES = {
     "Recipe": "sd35.quantization.recipe",
     "RuntimeConfig": "sd35.config",
     "Sd35Error": "sd35.errors",
+    "convert": "sd35.quantization.transcode",
     "load": "sd35.quantization.ready",
     "quantize": "sd35.quantization.convert",
 }
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sd35.quantization.convert import quantize
     from sd35.quantization.ready import load
     from sd35.quantization.recipe import Recipe
+    from sd35.quantization.transcode import convert
     from sd35.request import GenerationRequest
     from sd35.runtime.pipeline import GeneratedImage, Generation, Pipeline
 
@@ -43,6 +45,7 @@ __all__ = [
     "Recipe",
     "RuntimeConfig",
     "Sd35Error",
+    "convert",
     "load",
     "quantize",
 ]

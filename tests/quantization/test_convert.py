@@ -16,7 +16,7 @@ from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.manifest import hash_files, read_manifest
 from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.fp8 import Scheme, quantize
-from sd35.quantization import convert
+from sd35.quantization import lazily
 from sd35.quantization.ready import is_fp8, ready
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -87,7 +87,7 @@ def test_an_interruption_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "quantize_tensor", interrupt)
+    monkeypatch.setattr(lazily, "quantize_tensor", interrupt)
     with pytest.raises(KeyboardInterrupt):
         sd35.quantize(demo, tmp_path / "out" / "fp8")
     assert list((tmp_path / "out").iterdir()) == []
@@ -140,6 +140,21 @@ def test_ready_makes_fp8_once(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert ready(demo_copy, "fp8") == place
     assert ready(place, "fp8") == place
     assert ready(demo_copy, "bf16") == demo_copy
+
+
+def test_ready_takes_single_files(demo: Path, tmp_path: Path) -> None:
+    """A 16-bit single file is quantized once, as its folder would be; an FP8 one is taken as it is."""
+    path = tmp_path / "single.safetensors"
+    sd35.convert(demo, path, "16bit-file")
+    place = ready(path, "fp8", demo)
+    assert ready(path, "fp8", demo) == place
+    ours, folders = load_file(place / TRANSFORMER), load_file(ready(demo, "fp8") / TRANSFORMER)
+    assert set(ours) == set(folders)
+    assert all(torch.equal(ours[name].float(), folders[name].float()) for name in ours)
+    sd35.convert(place, tmp_path / "fp8.safetensors", "rowwise")
+    assert ready(tmp_path / "fp8.safetensors", "fp8", demo) == tmp_path / "fp8.safetensors"
+    with pytest.raises(CheckpointError, match="16-bit folder or file"):
+        ready(tmp_path / "fp8.safetensors", "bf16", demo)
 
 
 def test_lost_bits_do_not_come_back(demo_fp8: Path) -> None:

@@ -6,6 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from safetensors.torch import save_file
 
 from sd35.checkpoints.reader import TensorReader
+from sd35.checkpoints.source import TensorSource
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig, unpatchify
 from sd35.runtime.sampling import flow_sigmas
 from sd35.runtime.weights import Placement, fill_mmdit
@@ -35,8 +36,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[SD3Transformer2DMode
     save_file(theirs.state_dict(), path)
     with torch.device("meta"):
         ours = MMDiT(MMDiTConfig(4, 128, 96, 48, 24, (0, 2)))
-    with TensorReader([path]) as reader:
-        fill_mmdit(ours, reader, {}, CPU32)
+    with TensorSource.of(TensorReader([path])) as source:
+        fill_mmdit(ours, source, CPU32)
     return theirs, ours
 
 

@@ -6,14 +6,26 @@ in the original ("text_encoder_3": [null, null]); the pipeline then feeds zeros 
 """
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sd35.checkpoints.reader import TensorReader, weight_files
+from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.torchao_files import is_torchao, read_torchao
 from sd35.errors import CheckpointError, MissingError
 
 PIPELINE_CLASS = "StableDiffusion3Pipeline"
+QUANT_METHOD = "sd35_fp8"  # ours, in the config.json of a part with FP8 layers
+_FOREIGN_METHODS = {
+    "modelopt": "NVIDIA ModelOpt",
+    "compressed-tensors": "compressed-tensors, for vLLM",
+    "fp8": "transformers' finegrained FP8 with blocks of 128 x 128",
+    "gguf": "GGUF",
+    "bitsandbytes": "bitsandbytes (4 or 8 bit)",
+    "quanto": "optimum-quanto",
+}
 
 
 @dataclass(frozen=True)
@@ -55,21 +67,47 @@ class CheckpointFolder:
         stem = PARTS[part].weights
         return weight_files(self.path / part, stem) if stem else []
 
-    def tensors(self, part: str) -> TensorReader:
-        """The part's tensors."""
-        return TensorReader(self.files(part))
+    def tensors(self, part: str) -> TensorSource:
+        """The part's tensors: 16-bit, or FP8 as sd35 or torchao write it."""
+        refuse_foreign_quantization(self.config(part), self.path / part)
+        reader = TensorReader(self.files(part))
+        try:
+            return read_torchao(reader) if is_torchao(reader.metadata) else TensorSource.of(reader)
+        except BaseException:
+            reader.close()
+            raise
+
+    def folder(self, part: str) -> Path:
+        """Where the part's own files lie."""
+        return self.path / part
 
 
-def open_folder(path: Path) -> CheckpointFolder:
-    """Open a checkpoint folder; MissingError if it isn't there, CheckpointError if a part is wrong."""
+def refuse_foreign_quantization(config: Mapping[str, Any], place: Path) -> None:
+    """CheckpointError where config.json announces a quantization that sd35 does not read."""
+    entry = config.get("quantization_config")
+    method = entry.get("quant_method") if isinstance(entry, dict) else entry
+    if method in (None, QUANT_METHOD, "torchao"):
+        return
+    known = (
+        _FOREIGN_METHODS.get(method, "a method that sd35 does not know") if isinstance(method, str) else ""
+    )
+    raise CheckpointError(
+        f"{place} is quantized by {method!r}: {known or 'no method at all'}. sd35 reads 16-bit folders, its "
+        "own FP8 and torchao's; quantize the 16-bit checkpoint instead."
+    )
+
+
+def open_folder(path: Path, without_weights: Collection[str] = ()) -> CheckpointFolder:
+    """Open a checkpoint folder; MissingError if it isn't there, CheckpointError if a part is wrong.
+
+    `without_weights` are parts whose weights are not looked for: they come from elsewhere.
+    """
     if not path.exists():
         raise MissingError(
             f"There is no checkpoint at {path}: give the path of a folder, or the name 'demo'."
         )
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is a file, and checkpoints are read from folders in diffusers' layout."
-        )
+        raise CheckpointError(f"{path} is a file, and a folder in diffusers' layout is needed here.")
     index = read_json(path / "model_index.json")
     if index.get("_class_name") != PIPELINE_CLASS:
         raise CheckpointError(
@@ -80,7 +118,8 @@ def open_folder(path: Path) -> CheckpointFolder:
     folder = CheckpointFolder(path, parts)
     for name in parts:
         folder.config(name)
-        folder.files(name)
+        if name not in without_weights:
+            folder.files(name)
     return folder
 
 

@@ -48,7 +48,7 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
     """Every file below `folder` but the manifest itself, hashed two at a time."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        records = pool.map(_record, paths)
+        records = pool.map(hash_file, paths)
         return {
             path.relative_to(folder).as_posix(): record for path, record in zip(paths, records, strict=True)
         }
@@ -77,6 +77,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _record(path: Path) -> FileRecord:
+def hash_file(path: Path) -> FileRecord:
+    """One file's size and SHA-256."""
     with path.open("rb") as file:
         return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

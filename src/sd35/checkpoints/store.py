@@ -9,7 +9,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from sd35.checkpoints.manifest import Manifest, hash_files, read_manifest
+from sd35.checkpoints.manifest import Manifest, hash_file, hash_files, read_manifest
 from sd35.errors import MissingError
 from sd35.variants import VARIANTS
 
@@ -22,7 +22,7 @@ def home() -> Path:
 
 
 def locate(checkpoint: str | Path) -> Path:
-    """The folder that a person means by a name (`demo`) or a path; MissingError where there is none."""
+    """The folder or file that is meant by a name (`demo`) or a path; MissingError where there is none."""
     if str(checkpoint) == "demo":
         return Path(str(files("sd35"))) / "demo" / "checkpoint"
     path = Path(checkpoint).expanduser()
@@ -31,8 +31,8 @@ def locate(checkpoint: str | Path) -> Path:
     if str(checkpoint) in VARIANTS:
         return _named(str(checkpoint))
     raise MissingError(
-        f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder, or one of the names "
-        f"{', '.join(VARIANTS)}."
+        f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder or a single file, or one of "
+        f"the names {', '.join(VARIANTS)}."
     )
 
 
@@ -46,18 +46,22 @@ def _named(name: str) -> Path:
     )
 
 
-def identity(folder: Path) -> str:
-    """The folder's identity: from its manifest, else by reading it all, once, and remembering the answer.
+def identity(*places: Path) -> str:
+    """The identity of a folder: from its manifest, else by reading it all, once, and remembering the answer.
 
-    What is remembered holds as long as no file's path, size or modification time changes.
+    That of a file is its SHA-256, and that of several places is made of theirs. What is remembered holds as
+    long as no file's path, size or modification time changes.
     """
-    manifest = read_manifest(folder)
+    if len(places) > 1:
+        return hashlib.sha256("".join(map(identity, places)).encode()).hexdigest()
+    place = places[0]
+    manifest = read_manifest(place)
     if manifest is not None:
         return manifest.identity
-    note = home() / "identities" / _stamp(folder)
+    note = home() / "identities" / _stamp(place)
     if note.is_file():
         return note.read_text(encoding="utf-8").strip()
-    computed = Manifest(hash_files(folder)).identity
+    computed = hash_file(place).sha256 if place.is_file() else Manifest(hash_files(place)).identity
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(computed + "\n", encoding="utf-8")
     return computed
@@ -68,8 +72,9 @@ def derived(source_identity: str, recipe: str) -> Path:
     return home() / "derived" / f"{source_identity[:16]}-{recipe}"
 
 
-def _stamp(folder: Path) -> str:
-    facts = [str(folder.resolve())]
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        facts.append(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}")
+def _stamp(place: Path) -> str:
+    facts = [str(place.resolve())]
+    files = [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
+    for path in sorted(files):
+        facts.append(f"{path.relative_to(place)} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

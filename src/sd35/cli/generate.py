@@ -16,7 +16,12 @@ from sd35.request import GenerationRequest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 generate`; what a request holds has the request's own name and default."""
     parser.add_argument("prompt", help="what to draw")
-    parser.add_argument("--checkpoint", default="demo", help="a folder, or a name such as demo (the default)")
+    parser.add_argument(
+        "--checkpoint", default="demo", help="a folder, a single file, or a name such as demo (the default)"
+    )
+    parser.add_argument(
+        "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
+    )
     parser.add_argument(
         "--precision", choices=("fp8", "bf16"), default="fp8", help="of the transformer's weights"
     )
@@ -60,8 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     from sd35.runtime import facts
 
     imported = time.perf_counter()
+    config = RuntimeConfig(device=arguments.device)
     pipeline = load(
-        arguments.checkpoint, arguments.precision, RuntimeConfig(device=arguments.device), arguments.variant
+        arguments.checkpoint, arguments.precision, config, arguments.variant, arguments.components
     )
     loaded = time.perf_counter()
     with CountBar("denoise", " steps", hidden=arguments.json) as bar:

@@ -7,7 +7,7 @@ from sd35.cli.console import megabytes, print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 quantize`."""
-    parser.add_argument("source", help="a 16-bit checkpoint folder, or demo")
+    parser.add_argument("source", help="a 16-bit checkpoint folder or single file, or demo")
     parser.add_argument("destination", help="the folder to write; it must not exist yet")
     parser.add_argument(
         "--dtype",
@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep activations 16-bit: slower on FP8 cards, closer to 16-bit",
     )
+    parser.add_argument(
+        "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
+    )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
@@ -34,12 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Quantize and say what it came to."""
+    from sd35.checkpoints.store import locate
     from sd35.fp8 import Scheme
     from sd35.quantization.convert import quantize
     from sd35.quantization.recipe import Recipe
 
     scheme = Scheme(arguments.dtype, arguments.granularity, "none" if arguments.storage_only else "dynamic")
-    report = quantize(arguments.source, arguments.destination, Recipe.of(scheme, with_t5=arguments.t5))
+    recipe = Recipe.of(scheme, with_t5=arguments.t5)
+    components = locate(arguments.components) if arguments.components else None
+    report = quantize(arguments.source, arguments.destination, recipe, components)
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})
         return

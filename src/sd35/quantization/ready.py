@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sd35 import __version__
-from sd35.checkpoints.folder import open_folder
-from sd35.checkpoints.schemes import load_schemes
-from sd35.checkpoints.store import derived, identity, locate
+from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.store import derived, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, RequestError
 from sd35.quantization.convert import quantize
 from sd35.quantization.recipe import Recipe
-from sd35.runtime.load import load_pipeline
+from sd35.runtime.load import identity_of, load_pipeline
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import variant_named
 
@@ -30,42 +29,47 @@ def load(
     precision: Precision = "fp8",
     config: RuntimeConfig | None = None,
     variant: str | None = None,
+    components: str | Path | None = None,
 ) -> Pipeline:
     """Load a checkpoint (a path, or a name such as `demo`) in FP8 or bf16.
 
-    `variant` names whose settings to use where the weights can't tell (`large-turbo`). A bf16 pipeline
-    computes in float32 where the config says so.
+    `variant` names whose settings to use where the weights can't tell (`large-turbo`); `components` is the
+    folder with the configs, tokenizers and encoders that a single file lacks. A bf16 pipeline computes in
+    float32 where the config says so.
     """
-    folder = ready(checkpoint, precision)
-    return load_pipeline(folder, config, variant_named(variant) if variant else None)
+    beside = locate(components) if components else None
+    place = ready(checkpoint, precision, beside)
+    known = variant_named(variant) if variant else None
+    return load_pipeline(place, config, known, beside if place.is_file() else None)
 
 
-def ready(checkpoint: str | Path, precision: Precision) -> Path:
-    """The folder that holds this checkpoint in this precision."""
+def ready(checkpoint: str | Path, precision: Precision, components: Path | None = None) -> Path:
+    """The folder or single file that holds this checkpoint in this precision."""
     if precision not in get_args(Precision):
         raise RequestError(
             f"precision can't be {precision!r}: choose one of {', '.join(get_args(Precision))}."
         )
-    folder = locate(checkpoint)
-    if is_fp8(folder):
+    place = locate(checkpoint)
+    if is_fp8(place, components):
         if precision == "bf16":
             raise CheckpointError(
-                f"{folder} is FP8, and what it lost can't come back: give the 16-bit folder."
+                f"{place} is FP8, and what it lost can't come back: give the 16-bit folder or file."
             )
-        return folder
-    return folder if precision == "bf16" else _quantized_once(folder)
+        return place
+    return place if precision == "bf16" else _quantized_once(place, components)
 
 
-def is_fp8(folder: Path) -> bool:
-    """Whether the folder's transformer declares FP8 layers."""
-    with open_folder(folder).tensors("transformer") as reader:
-        return bool(load_schemes(reader.metadata))
+def is_fp8(path: Path, components: Path | None = None) -> bool:
+    """Whether the transformer at this path has FP8 layers."""
+    with open_checkpoint(path, components).tensors("transformer") as source:
+        return bool(source.schemes)
 
 
-def _quantized_once(folder: Path) -> Path:
+def _quantized_once(source: Path, components: Path | None) -> Path:
     recipe = Recipe()
-    place = derived(identity(folder), f"{recipe.name}-{__version__}")
+    identity = identity_of(open_checkpoint(source, components))
+    place = derived(identity, f"{recipe.name}-{__version__}")
     if not place.exists():
-        log.info("quantizing %s to FP8, once, into %s", folder, place)
-        quantize(folder, place, recipe)
+        log.info("quantizing %s to FP8, once, into %s", source, place)
+        quantize(source, place, recipe, components)
     return place

@@ -1,4 +1,4 @@
-"""Checkpoint folder + RuntimeConfig -> Pipeline. Every `auto` is resolved here, once.
+"""Checkpoint + RuntimeConfig -> Pipeline. Every `auto` is resolved here, once.
 
 Modules are built without memory (on the meta device) from the parts' configs and filled straight from the
 files, so nothing is ever initialised at random and no tensor exists twice. FP8 layers are whatever the
@@ -21,8 +21,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from sd35.checkpoints.folder import CheckpointFolder, open_folder
-from sd35.checkpoints.schemes import load_schemes
+from sd35.checkpoints.formats import Checkpoint, open_checkpoint
+from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError
@@ -47,23 +47,36 @@ _FIXED = {
 
 
 def load_pipeline(
-    checkpoint: str | Path, config: RuntimeConfig | None = None, variant: Variant | None = None
+    checkpoint: str | Path,
+    config: RuntimeConfig | None = None,
+    variant: Variant | None = None,
+    components: Path | None = None,
 ) -> Pipeline:
-    """Load a checkpoint folder as it is, 16-bit or FP8; `variant` overrules what the weights suggest."""
+    """Load a checkpoint folder or single file as it is, 16-bit or FP8.
+
+    `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks.
+    """
     config = config or RuntimeConfig()
-    folder = open_folder(locate(checkpoint))
+    opened = open_checkpoint(locate(checkpoint), components)
     placement = resolve(config)
-    log.debug("loading %s on %s, compute in %s", folder.path, placement.device, placement.dtype)
-    mmdit_config = read_mmdit_config(folder)
+    log.debug("loading %s on %s, compute in %s", opened.path, placement.device, placement.dtype)
+    mmdit_config = read_mmdit_config(opened)
     return Pipeline(
-        variant=variant or _recognise(folder, mmdit_config),
-        text_encoders=_load_text_encoders(folder, mmdit_config, placement),
-        mmdit=_load_mmdit(folder, mmdit_config, placement),
-        vae=_load_vae(folder, placement),
-        shift=_read_shift(folder),
+        variant=variant or _recognise(opened, mmdit_config),
+        text_encoders=_load_text_encoders(opened, mmdit_config, placement),
+        mmdit=_load_mmdit(opened, mmdit_config, placement),
+        vae=_load_vae(opened, placement),
+        shift=_read_shift(opened),
         device=placement.device,
-        identity=identity(folder.path),
+        identity=identity_of(opened),
     )
+
+
+def identity_of(checkpoint: Checkpoint) -> str:
+    """The identity of all that a picture comes from: a single file's components count too."""
+    if isinstance(checkpoint, SingleFile):
+        return identity(checkpoint.path, checkpoint.components.path)
+    return identity(checkpoint.path)
 
 
 def resolve(config: RuntimeConfig) -> Placement:
@@ -76,10 +89,10 @@ def resolve(config: RuntimeConfig) -> Placement:
     return Placement(device, _DTYPES[config.compute_dtype], config.kernels)
 
 
-def read_mmdit_config(folder: CheckpointFolder) -> MMDiTConfig:
+def read_mmdit_config(checkpoint: Checkpoint) -> MMDiTConfig:
     """transformer/config.json as our numbers; CheckpointError where it isn't SD3.5's architecture."""
-    values = folder.config("transformer")
-    place = folder.path / "transformer/config.json"
+    values = checkpoint.config("transformer")
+    place = checkpoint.path if checkpoint.path.is_file() else checkpoint.path / "transformer/config.json"
     for key, expected in _FIXED.items():
         if values.get(key) != expected:
             raise CheckpointError(
@@ -123,88 +136,88 @@ def _whole(values: dict[str, Any], key: str) -> int:
     return value
 
 
-def _recognise(folder: CheckpointFolder, config: MMDiTConfig) -> Variant:
+def _recognise(checkpoint: Checkpoint, config: MMDiTConfig) -> Variant:
     variant = variant_of(config.num_layers, config.dual_attention_layers)
     if variant is None:
         raise CheckpointError(
-            f"{folder.path} has {config.num_layers} layers with dual attention in "
+            f"{checkpoint.path} has {config.num_layers} layers with dual attention in "
             f"{config.dual_attention_layers}: that is no SD3.5 variant; name the one whose settings to use."
         )
     return variant
 
 
-def _read_shift(folder: CheckpointFolder) -> float:
-    values = folder.config("scheduler")
+def _read_shift(checkpoint: Checkpoint) -> float:
+    values = checkpoint.config("scheduler")
     shift = values.get("shift")
     if values.get("use_dynamic_shifting") or not isinstance(shift, int | float) or not 0 < shift < 100:
         raise CheckpointError(
-            f"{folder.path}/scheduler does not give a fixed shift (SD3.5 has 3.0): the file was changed."
+            f"{checkpoint.path}/scheduler does not give a fixed shift (SD3.5 has 3.0): the file was changed."
         )
     return float(shift)
 
 
-def _load_mmdit(folder: CheckpointFolder, config: MMDiTConfig, placement: Placement) -> MMDiT:
+def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> MMDiT:
     with torch.device("meta"):
         mmdit = MMDiT(config)
-    with folder.tensors("transformer") as reader:
-        fill_mmdit(mmdit, reader, load_schemes(reader.metadata), placement)
+    with checkpoint.tensors("transformer") as tensors:
+        fill_mmdit(mmdit, tensors, placement)
     return mmdit.eval()
 
 
-def _load_vae(folder: CheckpointFolder, placement: Placement) -> nn.Module:
-    config = folder.config("vae")
+def _load_vae(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
+    config = checkpoint.config("vae")
     factor = 2 ** (len(config.get("block_out_channels", ())) - 1)
     if config.get("latent_channels") != LATENT_CHANNELS or factor != PIXELS_PER_LATENT:
         raise CheckpointError(
-            f"{folder.path}/vae is not SD3.5's VAE (16 channels, factor 8): wrong checkpoint."
+            f"{checkpoint.path}/vae is not SD3.5's VAE (16 channels, factor 8): wrong checkpoint."
         )
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(config)
-    return _filled(vae, folder, "vae", placement)
+    return _filled(vae, checkpoint, "vae", placement)
 
 
-def _load_text_encoders(folder: CheckpointFolder, config: MMDiTConfig, placement: Placement) -> TextEncoders:
+def _load_text_encoders(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> TextEncoders:
     t5 = None
-    if "text_encoder_3" in folder.parts:
-        t5 = TextEncoder(_tokenizer(folder, "tokenizer_3", T5Tokenizer), _load_t5(folder, placement))
+    if "text_encoder_3" in checkpoint.parts:
+        t5 = TextEncoder(_tokenizer(checkpoint, "tokenizer_3", T5Tokenizer), _load_t5(checkpoint, placement))
     return TextEncoders(
-        clip_l=_load_clip(folder, "", placement),
-        clip_g=_load_clip(folder, "_2", placement),
+        clip_l=_load_clip(checkpoint, "", placement),
+        clip_g=_load_clip(checkpoint, "_2", placement),
         t5=t5,
         width=config.text_channels,
     )
 
 
-def _load_clip(folder: CheckpointFolder, suffix: str, placement: Placement) -> TextEncoder:
+def _load_clip(checkpoint: Checkpoint, suffix: str, placement: Placement) -> TextEncoder:
     part = f"text_encoder{suffix}"
-    config = CLIPTextConfig(**folder.config(part))
+    config = CLIPTextConfig(**checkpoint.config(part))
     with torch.device("meta"):
         model = CLIPTextModelWithProjection(config)
     for module in model.modules():
         if "position_ids" in module._buffers:  # not in the file: it only counts
             module.position_ids = torch.arange(config.max_position_embeddings, device=placement.device)[None]
-    model = _filled(model, folder, part, placement)
-    return TextEncoder(_tokenizer(folder, f"tokenizer{suffix}", CLIPTokenizer), model)
+    model = _filled(model, checkpoint, part, placement)
+    return TextEncoder(_tokenizer(checkpoint, f"tokenizer{suffix}", CLIPTokenizer), model)
 
 
-def _load_t5(folder: CheckpointFolder, placement: Placement) -> nn.Module:
+def _load_t5(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config(**folder.config("text_encoder_3")))
+        model = T5EncoderModel(T5Config(**checkpoint.config("text_encoder_3")))
     shared = ("shared.weight", "encoder.embed_tokens.weight")
-    return _filled(model, folder, "text_encoder_3", placement, shared)
+    return _filled(model, checkpoint, "text_encoder_3", placement, shared)
 
 
 def _filled(
     module: nn.Module,
-    folder: CheckpointFolder,
+    checkpoint: Checkpoint,
     part: str,
     placement: Placement,
     shared: tuple[str, ...] = (),
 ) -> nn.Module:
-    with folder.tensors(part) as reader:
-        fill_module(module, reader, load_schemes(reader.metadata), placement, shared)
+    with checkpoint.tensors(part) as tensors:
+        fill_module(module, tensors, placement, shared)
     return module.eval()
 
 
-def _tokenizer(folder: CheckpointFolder, part: str, kind: Any) -> Any:
-    return kind.from_pretrained(folder.path / part, local_files_only=True)
+def _tokenizer(checkpoint: Checkpoint, part: str, kind: Any) -> Any:
+    return kind.from_pretrained(checkpoint.folder(part), local_files_only=True)

@@ -7,13 +7,13 @@ stacked, and so are their scales, one a row: tensorwise and blockwise scales are
 which changes no value. A tensor that is missing, left over or misshapen is an error with its name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sd35.checkpoints.reader import TensorReader
+from sd35.checkpoints.source import TensorSource
 from sd35.config import Kernels
 from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
@@ -66,11 +66,9 @@ class Placement:
     kernels: Kernels
 
 
-def fill_mmdit(
-    mmdit: MMDiT, reader: TensorReader, schemes: Mapping[str, Scheme], placement: Placement
-) -> None:
+def fill_mmdit(mmdit: MMDiT, tensors: TensorSource, placement: Placement) -> None:
     """Give an MMDiT built on the meta device all of its values."""
-    source = _Source(reader, schemes, placement)
+    source = _Source(tensors, placement)
     for path, layers in _layers_of(mmdit):
         _fill_layer(mmdit, path, layers, source)
     for path, name in _tensors_of(mmdit):
@@ -81,8 +79,7 @@ def fill_mmdit(
 
 def fill_module(
     module: nn.Module,
-    reader: TensorReader,
-    schemes: Mapping[str, Scheme],
+    tensors: TensorSource,
     placement: Placement,
     shared: tuple[str, ...] = (),
 ) -> None:
@@ -90,14 +87,14 @@ def fill_module(
 
     `shared` are names of one and the same tensor: the file may hold it under any of them.
     """
-    source = _Source(reader, schemes, placement)
-    for path in schemes:
+    source = _Source(tensors, placement)
+    for path in tensors.schemes:
         _fill_layer(module, path, (path,), source)
     for name in list(_unfilled(module)):
         if name not in shared:
             _set_tensor(module, name, source.tensor(name))
     if shared:
-        held_as = next((name for name in shared if name in reader), shared[0])
+        held_as = next((name for name in shared if name in tensors), shared[0])
         one = nn.Parameter(source.tensor(held_as), requires_grad=False)
         for name in shared:
             _set_tensor(module, name, one)
@@ -106,10 +103,10 @@ def fill_module(
 
 
 class _Source:
-    """A reader that places what it reads and remembers what was asked for."""
+    """Tensors that are placed as they are read; it remembers what was asked for."""
 
-    def __init__(self, reader: TensorReader, schemes: Mapping[str, Scheme], placement: Placement) -> None:
-        self.reader, self.schemes, self.placement = reader, schemes, placement
+    def __init__(self, tensors: TensorSource, placement: Placement) -> None:
+        self.tensors, self.schemes, self.placement = tensors, tensors.schemes, placement
         self._used: set[str] = set()
 
     def tensor(self, name: str) -> Tensor:
@@ -130,21 +127,21 @@ class _Source:
 
     def finish(self, also_known: frozenset[str] | set[str] = frozenset()) -> None:
         """CheckpointError if the file holds anything that nobody asked for."""
-        left_over = sorted(set(self.reader) - self._used - also_known)
+        left_over = sorted(set(self.tensors) - self._used - also_known)
         if left_over:
             raise CheckpointError(
-                f"{self.reader.paths[0]} holds {len(left_over)} tensors that this model has no place for, "
+                f"{self.tensors.paths[0]} holds {len(left_over)} tensors that this model has no place for, "
                 f"{left_over[0]} for one: it is a checkpoint of something else, or damaged."
             )
 
     def _read(self, name: str) -> Tensor:
-        if name not in self.reader:
+        if name not in self.tensors:
             raise CheckpointError(
-                f"{self.reader.paths[0]} lacks the tensor {name}, which its config.json promises: "
+                f"{self.tensors.paths[0]} lacks the tensor {name}, which its config.json promises: "
                 "the checkpoint is damaged or of something else, so fetch it again."
             )
         self._used.add(name)
-        return self.reader.read(name)
+        return self.tensors.read(name)
 
 
 def rowwise_scale(layer: str, scale: Tensor, shape: torch.Size) -> Tensor:

@@ -1,0 +1,104 @@
+"""Write a checkpoint folder, part by part, from any source: copied where nothing changes, else streamed.
+
+A part with FP8 layers gets a `quantization_config` with our method's name into its config.json. Plain
+diffusers or transformers would drop the scales of such files without a word; with this entry they refuse
+to load it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sd35 import __version__
+from sd35.checkpoints.folder import PARTS, QUANT_METHOD
+from sd35.checkpoints.formats import Checkpoint
+from sd35.checkpoints.manifest import (
+    FileRecord,
+    Manifest,
+    hash_file,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from sd35.checkpoints.relayout import Layout
+from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes
+from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.writer import write_safetensors
+
+_COPIED = (".json", ".txt", ".model")  # never code, never pickles
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+# What becomes of a part's tensors; None: they stay as they are.
+Rewrite = Callable[[str, TensorSource], Layout | None]
+
+
+def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: dict[str, Any] | None) -> int:
+    """Fill the empty folder `place`, manifest included; the number of its layers in FP8."""
+    layers = sum(_write_part(checkpoint, part, place / part, rewrite) for part in checkpoint.parts)
+    shutil.copy2(checkpoint.folder("transformer").parent / "model_index.json", place)
+    known = read_manifest(checkpoint.path)
+    manifest = Manifest(
+        files=hash_files(place),
+        variant=known.variant if known else None,
+        tool=f"sd35-fp8 {__version__}",
+        recipe=recipe,
+        source=source_records(checkpoint),
+    )
+    write_manifest(place, manifest)
+    return layers
+
+
+def source_records(checkpoint: Checkpoint) -> dict[str, FileRecord]:
+    """Size and hash of every file that a checkpoint is read from."""
+    if checkpoint.path.is_file():
+        return {checkpoint.path.name: hash_file(checkpoint.path)}
+    return hash_files(checkpoint.path)
+
+
+def room_needed(checkpoint: Checkpoint) -> int:
+    """Bytes of the weights that the parts have now: a bound for what is written, unless it grows."""
+    files = {path for part in checkpoint.parts for path in checkpoint.files(part)}
+    return sum(path.stat().st_size for path in files)
+
+
+def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite) -> int:
+    place.mkdir()
+    stem, own = PARTS[part].weights, checkpoint.folder(part)
+    for path in sorted(own.iterdir()):
+        if path.is_file() and path.name.endswith(_COPIED) and not path.name.endswith(_WEIGHTS):
+            shutil.copy2(path, place)
+    if stem is None:
+        return 0
+    with checkpoint.tensors(part) as source:
+        layout = rewrite(part, source)
+        if layout is None and source.format == "folder" and source.paths[0].parent == own:
+            _copy_weights(own, source.paths, place)
+            return len(source.schemes)
+        layout = layout or Layout(source.tensors, dict(source.schemes))
+        write_layout(layout, place / f"{stem}.safetensors")
+        _write_config(checkpoint.config(part), place / PARTS[part].config, is_fp8=bool(layout.schemes))
+    return len(layout.schemes)
+
+
+def _copy_weights(own: Path, weights: list[Path], place: Path) -> None:
+    for path in [*weights, *own.glob("*.safetensors.index.json")]:
+        shutil.copy2(path, place)
+
+
+def write_layout(layout: Layout, path: Path) -> None:
+    """One part's tensors into one file, in the order of their names."""
+    tensors = dict(sorted(layout.tensors.items()))
+    metadata = {"format": "pt"}
+    if layout.schemes:
+        metadata[METADATA_KEY] = dump_schemes(dict(sorted(layout.schemes.items())))
+    specs = {name: lazy.spec for name, lazy in tensors.items()}
+    write_safetensors(path, specs, ((name, lazy.read()) for name, lazy in tensors.items()), metadata)
+
+
+def _write_config(config: dict[str, Any], path: Path, *, is_fp8: bool) -> None:
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    if is_fp8:
+        config["quantization_config"] = {"quant_method": QUANT_METHOD, "read_with": "sd35"}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
