@@ -22,17 +22,18 @@ from torch import Tensor
 
 from sd35 import __version__
 from sd35.checkpoints.folder import PARTS, CheckpointFolder, open_folder
+from sd35.checkpoints.gates import QUANT_METHOD
 from sd35.checkpoints.manifest import Manifest, hash_files, read_manifest, write_manifest
 from sd35.checkpoints.reader import TensorReader, TensorSpec
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes, load_schemes
 from sd35.checkpoints.store import locate
+from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.writer import write_safetensors
 from sd35.errors import CheckpointError, OutputError
 from sd35.fp8 import TORCH_DTYPES, Scheme, scale_shape
 from sd35.fp8 import quantize as quantize_tensor
 from sd35.quantization.recipe import Recipe
 
-QUANT_METHOD = "sd35_fp8"
 _COPIED = (".json", ".safetensors", ".txt", ".model")  # never code, never pickles
 
 
@@ -170,7 +171,7 @@ def _scheme_of(name: str, schemes: dict[str, Scheme]) -> Scheme | None:
 
 
 def _mark_config(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config["quantization_config"] = {"quant_method": QUANT_METHOD, "read_with": "sd35"}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
