@@ -5,7 +5,7 @@ from a file and gets into it (a name, a key, a value) is printed through `printa
 header can neither move the cursor nor forge a line of a log.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd35.errors import CheckpointError
@@ -39,11 +39,17 @@ def bad_file(path: Path | str, reason: str, remedy: str = AGAIN) -> BadFileError
     return BadFileError(Finding(shown_path(path), reason, remedy))
 
 
-def finding_of(error: CheckpointError, file: str) -> Finding:
-    """The parts of a refusal, with the file named as `file`; an error without parts is all reason."""
-    if isinstance(error, BadFileError):
-        return Finding(file, error.finding.reason, error.finding.remedy)
-    return Finding(file, f"is refused ({error})", AGAIN)
+def finding_of(error: CheckpointError, file: str, root: Path | None = None) -> Finding:
+    """The parts of a refusal, its file named as below `root` if it lies there, else as `file`.
+
+    An error without parts is all reason.
+    """
+    if not isinstance(error, BadFileError):
+        return Finding(file, f"is refused ({error})", AGAIN)
+    finding = error.finding
+    named = Path(finding.file)
+    is_below = root is not None and named.is_relative_to(root)
+    return replace(finding, file=named.relative_to(root).as_posix() if root and is_below else file)
 
 
 def printable(value: object, longest: int = _LONGEST_SHOWN) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from sd35.checkpoints.files import open_regular
 from sd35.checkpoints.findings import bad_file, printable
+from sd35.checkpoints.sniff import sniff_bytes
 from sd35.errors import CheckpointError
 
 LARGEST_FILE = 8 << 20
@@ -48,6 +49,9 @@ def read_json(path: Path, largest: int = LARGEST_FILE) -> dict[str, Any]:
     try:
         return parse_object(data, largest)
     except ValueError as error:
+        sniffed = sniff_bytes(data, path)
+        if sniffed is not None:
+            raise bad_file(path, sniffed.words, sniffed.remedy) from error
         raise bad_file(path, f"is not readable JSON ({error})") from error
 
 

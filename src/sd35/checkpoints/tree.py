@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sd35.checkpoints.files import refuse_outside, refuse_special
-from sd35.checkpoints.findings import BadFileError, Finding, bad_file, shown_path
+from sd35.checkpoints.findings import BadFileError, Finding, bad_file, finding_of, shown_path
 from sd35.checkpoints.sniff import sniff
 from sd35.errors import MissingError
 
@@ -29,12 +29,7 @@ def check_tree(root: Path) -> None:
 
 def tree_findings(root: Path) -> list[Finding]:
     """Everything in the folder that has no place in a checkpoint, named by its path in the folder."""
-    found = []
-    for error in tree_errors(root):
-        inside = Path(error.finding.file)
-        name = inside.relative_to(root).as_posix() if inside.is_relative_to(root) else error.finding.file
-        found.append(Finding(name, error.finding.reason, error.finding.remedy))
-    return found
+    return [finding_of(error, error.finding.file, root) for error in tree_errors(root)]
 
 
 def tree_errors(root: Path) -> Iterator[BadFileError]:
