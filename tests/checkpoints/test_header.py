@@ -147,9 +147,11 @@ def test_shapes_and_dtypes(described: dict[str, object], words: str) -> None:
 
 
 def test_header_bombs() -> None:
-    """B09: too many tensors, a name of a megabyte."""
+    """B09: too many tensors, too many keys of any kind, a name of a megabyte."""
     many = {f"t{i}": entry(0, 0, [0]) for i in range(MOST_TENSORS + 1)}
     assert str(MOST_TENSORS) in refusal(many, 0)
+    for bomb in (b'{"x":[' + b"{}," * 300_000 + b"0]}", b"{" + b'"a":0,' * 300_000 + b'"b":0}'):
+        assert "more than 200000 keys" in refusal(bomb)
     assert "longer than 512 bytes" in refusal({"x" * 513: entry()})
     assert len(refusal({"x" * 1_000_000: entry()})) < 400
 
