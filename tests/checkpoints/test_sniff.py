@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sd35.checkpoints.header import read_header
-from sd35.checkpoints.sniff import looks_like_safetensors, read_pointer, sniff, zero_tail
+from sd35.checkpoints.sniff import looks_like_safetensors, read_pointer, sniff, sniff_bytes, zero_tail
 from sd35.errors import CheckpointError
 
 OID = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
@@ -145,6 +145,7 @@ def test_what_belongs_there_has_no_other_name(tmp_path: Path, content: bytes) ->
 
 def test_a_header_length_is_no_pickle() -> None:
     """A header of 640 bytes begins as a pickle of protocol 2 does, and is a header."""
+    assert sniff_bytes((640).to_bytes(8, "little") + b'{"a"', Path("x")) is None
     assert looks_like_safetensors((640).to_bytes(8, "little") + b"{")
     assert not looks_like_safetensors(pickle.dumps([1]))
 
