@@ -120,10 +120,18 @@ def test_nan_in_the_source_is_found(
     assert not (tmp_path / "fp8").exists()
 
 
-def test_code_and_pickles_stay_behind(demo_copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pipeline.py", "evil.bin"])
+def test_a_folder_with_code_is_not_converted(demo_copy: Path, tmp_path: Path, name: str) -> None:
+    """Code and pickles beside the weights end it before anything is written."""
+    (demo_copy / "vae" / name).write_text("x")
+    with pytest.raises(CheckpointError, match=name):
+        sd35.quantize(demo_copy, tmp_path / "fp8")
+    assert not (tmp_path / "fp8").exists()
+
+
+def test_strangers_stay_behind(demo_copy: Path, tmp_path: Path) -> None:
     """Only the kinds of file that a checkpoint needs are copied."""
-    for name in ("pipeline.py", "evil.bin"):
-        (demo_copy / "vae" / name).write_text("x")
+    (demo_copy / "vae" / "picture.png").write_text("x")
     sd35.quantize(demo_copy, tmp_path / "fp8", sd35.Recipe.of(Scheme(), with_t5=True))
     kinds = {path.suffix for path in (tmp_path / "fp8").rglob("*") if path.is_file()}
     assert kinds == {".json", ".safetensors"}

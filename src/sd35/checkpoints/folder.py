@@ -1,31 +1,28 @@
 """A checkpoint as a folder in the layout of diffusers' `StableDiffusion3Pipeline`.
 
 `model_index.json` names the parts and their classes; each part is a subfolder. The table below is an
-allow-list: a folder that names another class is refused before any library sees it. T5 may be absent, as
+allow-list: a folder that names another class is refused before any library sees it, and so is one that holds
+code or pickles (`tree.py`) or whose configs say what SD3.5's never do (`gates.py`). T5 may be absent, as
 in the original ("text_encoder_3": [null, null]); the pipeline then feeds zeros in its place.
 """
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd35.checkpoints.findings import bad_file, printable
+from sd35.checkpoints.gates import check_config, check_no_code, refuse_foreign_quantization
 from sd35.checkpoints.reader import TensorReader, weight_files
 from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.torchao_files import is_torchao, read_torchao
+from sd35.checkpoints.tree import check_tree
 from sd35.errors import CheckpointError, MissingError
 
 PIPELINE_CLASS = "StableDiffusion3Pipeline"
-QUANT_METHOD = "sd35_fp8"  # ours, in the config.json of a part with FP8 layers
-_FOREIGN_METHODS = {
-    "modelopt": "NVIDIA ModelOpt",
-    "compressed-tensors": "compressed-tensors, for vLLM",
-    "fp8": "transformers' finegrained FP8 with blocks of 128 x 128",
-    "gguf": "GGUF",
-    "bitsandbytes": "bitsandbytes (4 or 8 bit)",
-    "quanto": "optimum-quanto",
-}
+_LIBRARIES = ("diffusers", "transformers")
+_EMPTY_PARTS = ("image_encoder", "feature_extractor")  # IP-Adapter's, which no SD3.5 checkpoint fills
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,12 @@ class CheckpointFolder:
     parts: tuple[str, ...]
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's configuration."""
-        return read_json(self.path / part / PARTS[part].config)
+        """The part's configuration, past the gate; CheckpointError with the key that is wrong."""
+        path = self.path / part / PARTS[part].config
+        config = read_json(path)
+        refuse_foreign_quantization(path, config)
+        check_config(path, part, config)
+        return config
 
     def files(self, part: str) -> list[Path]:
         """The part's weight files; empty for one without weights."""
@@ -69,7 +70,6 @@ class CheckpointFolder:
 
     def tensors(self, part: str) -> TensorSource:
         """The part's tensors: 16-bit, or FP8 as sd35 or torchao write it."""
-        refuse_foreign_quantization(self.config(part), self.path / part)
         reader = TensorReader(self.files(part))
         try:
             return read_torchao(reader) if is_torchao(reader.metadata) else TensorSource.of(reader)
@@ -80,21 +80,6 @@ class CheckpointFolder:
     def folder(self, part: str) -> Path:
         """Where the part's own files lie."""
         return self.path / part
-
-
-def refuse_foreign_quantization(config: Mapping[str, Any], place: Path) -> None:
-    """CheckpointError where config.json announces a quantization that sd35 does not read."""
-    entry = config.get("quantization_config")
-    method = entry.get("quant_method") if isinstance(entry, dict) else entry
-    if method in (None, QUANT_METHOD, "torchao"):
-        return
-    known = (
-        _FOREIGN_METHODS.get(method, "a method that sd35 does not know") if isinstance(method, str) else ""
-    )
-    raise CheckpointError(
-        f"{place} is quantized by {method!r}: {known or 'no method at all'}. sd35 reads 16-bit folders, its "
-        "own FP8 and torchao's; quantize the 16-bit checkpoint instead."
-    )
 
 
 def open_folder(path: Path, without_weights: Collection[str] = ()) -> CheckpointFolder:
@@ -108,13 +93,8 @@ def open_folder(path: Path, without_weights: Collection[str] = ()) -> Checkpoint
         )
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, and a folder in diffusers' layout is needed here.")
-    index = read_json(path / "model_index.json")
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise CheckpointError(
-            f"{path}/model_index.json is for {index.get('_class_name')!r}, not for {PIPELINE_CLASS!r}: "
-            "this is a checkpoint of something else."
-        )
-    parts = tuple(name for name, part in PARTS.items() if _is_present(path, name, part, index.get(name)))
+    check_tree(path)
+    parts = read_model_index(path)
     folder = CheckpointFolder(path, parts)
     for name in parts:
         folder.config(name)
@@ -123,28 +103,34 @@ def open_folder(path: Path, without_weights: Collection[str] = ()) -> Checkpoint
     return folder
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError with the reason where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def read_model_index(path: Path) -> tuple[str, ...]:
+    """The parts that the folder's model_index.json names; CheckpointError for anything but SD3.5."""
+    file = path / "model_index.json"
+    index = read_json(file)
+    check_no_code(file, index)
+    class_name = index.get("_class_name")
+    if class_name != PIPELINE_CLASS:
         raise CheckpointError(
-            f"{path} is missing: this is no complete SD3.5 folder, so fetch or copy it again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}): fetch or copy it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object: fetch or copy it again.")
-    return content
+            f"{file} is for {printable(repr(class_name))}, not for {PIPELINE_CLASS!r}: "
+            "this is a checkpoint of something else."
+        )
+    unknown = sorted(index.keys() - PARTS.keys() - {"_class_name", "_diffusers_version", "_name_or_path"})
+    for key in unknown:
+        if key not in _EMPTY_PARTS or index[key] not in ([None, None], None):
+            raise bad_file(
+                file, f"names the part {printable(key)}, which SD3.5 does not have", "get the original"
+            )
+    return tuple(name for name, part in PARTS.items() if _is_present(path, name, part, index.get(name)))
 
 
 def _is_present(path: Path, name: str, part: Part, entry: object) -> bool:
-    class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-    if class_name is None and part.optional:
+    library, class_name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    if entry in (None, [None, None]) and part.optional:
         return False
-    if class_name not in part.classes:
+    if class_name not in part.classes or library not in _LIBRARIES:
         raise CheckpointError(
-            f"{path}/model_index.json gives {name} as {entry!r}, and SD3.5 needs {part.classes[0]}: refused."
+            f"{path}/model_index.json gives {name} as {printable(repr(entry))}, and SD3.5 needs "
+            f"{part.classes[0]}: refused."
         )
     if not (path / name).is_dir():
         raise CheckpointError(

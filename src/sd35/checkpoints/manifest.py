@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd35.checkpoints.folder import read_json
+from sd35.checkpoints.strict_json import read_json
 from sd35.errors import CheckpointError
 
 FILE_NAME = "sd35.json"

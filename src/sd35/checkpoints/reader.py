@@ -1,12 +1,11 @@
 """Names to tensors, lazily, over one safetensors file or the shards of an index.
 
 A safetensors file is a JSON header (name -> dtype, shape, byte range) and then the bytes. Opening one reads
-the header alone; a tensor is mapped from the file when it is asked for, so a model larger than memory can
-be walked through. Shards are found through `*.safetensors.index.json`, whose `weight_map` may only name
-files that lie beside it.
+the header alone, through our own strict gate (`header.py`); a tensor is mapped from the file when it is
+asked for, so a model larger than memory can be walked through.
 """
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sd35.checkpoints.files import refuse_special
+from sd35.checkpoints.header import Entry, read_header
+from sd35.checkpoints.shards import shard_files
 from sd35.errors import CheckpointError
 
 # Names of the safetensors format, and what each means to torch.
@@ -95,51 +97,35 @@ class TensorReader:
         return sum(spec.num_bytes for spec in self.specs.values())
 
     def _open(self, path: Path) -> None:
+        header = read_header(path)
         try:
             file = self._stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is not a readable safetensors file ({error}): fetch or copy it again."
             ) from error
-        self.metadata.update(file.metadata() or {})
-        for name in file.keys():  # noqa: SIM118 - not a dict
+        self.metadata.update(header.metadata)
+        for name, entry in header.entries.items():
             if name in self._files:
                 raise CheckpointError(f"{path} holds {name}, which another shard holds too: fetch it again.")
             self._files[name] = file
-            self.specs[name] = _spec(path, name, file.get_slice(name))
+            self.specs[name] = spec_of(entry)
 
 
-def _spec(path: Path, name: str, header: Any) -> TensorSpec:
-    dtype = str(header.get_dtype())
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has the type {dtype}, which no SD3.5 checkpoint holds.")
-    return TensorSpec(DTYPES[dtype], torch.Size(header.get_shape()))
+def spec_of(entry: Entry) -> TensorSpec:
+    """A header's entry in torch's words."""
+    return TensorSpec(DTYPES[entry.dtype], torch.Size(entry.shape))
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
     """The safetensors files of one component: `<stem>.safetensors`, or the shards that its index names."""
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file():
+    if os.path.lexists(whole):
+        refuse_special(whole)
         return [whole]
-    if index.is_file():
-        return _shards(index)
+    if os.path.lexists(index):
+        return shard_files(index)
     raise CheckpointError(
         f"{folder} has no {whole.name} (nor shards with an index): that part of the checkpoint is missing, "
         "so fetch or copy it again; weights in pickle files (.bin, .pt, .ckpt) are never read."
     )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} has no valid weight_map ({error!r}): fetch it again.") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index} names the shard {name!r}, which is not a file beside it: refused."
-            )
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names the shard {name}, which is not there: fetch it again.")
-    return [index.parent / name for name in names]

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sd35.checkpoints.strict_json import parse_json
 from sd35.errors import CheckpointError, RequestError
 from sd35.fp8 import Scheme
 
@@ -42,7 +43,7 @@ def load_schemes(metadata: Mapping[str, str]) -> dict[str, Scheme]:
     if METADATA_KEY not in metadata:
         return {}
     try:
-        layers = json.loads(metadata[METADATA_KEY])["layers"]
+        layers = parse_json(metadata[METADATA_KEY])["layers"]
         return {name: scheme_of(entry) for name, entry in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise CheckpointError(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sd35 import __version__
-from sd35.checkpoints.folder import PARTS, QUANT_METHOD
+from sd35.checkpoints.folder import PARTS
 from sd35.checkpoints.formats import Checkpoint
+from sd35.checkpoints.gates import QUANT_METHOD
 from sd35.checkpoints.manifest import (
     FileRecord,
     Manifest,
