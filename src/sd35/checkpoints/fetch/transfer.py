@@ -8,6 +8,7 @@ fetched once more from its first byte, and refused if it is wrong again.
 
 import random
 import re
+from http import HTTPStatus
 
 import httpx2
 
@@ -103,7 +104,7 @@ def _receive(client: httpx2.Client, url: str, part: Part, asked: Asked) -> None:
     """One request: its bytes are in the part when it returns or raises."""
     headers = {"Range": f"bytes={part.size}-"} if part.size else {}
     with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.discard()
             raise Trouble("the server has fewer bytes than came before")
         check_answer(response, asked, part.file.path)
@@ -121,7 +122,7 @@ def _receive(client: httpx2.Client, url: str, part: Part, asked: Asked) -> None:
 def _join(response: httpx2.Response, part: Part) -> None:
     """Make sure that the next byte of the answer is the next byte of the part."""
     etag = plain_etag(response.headers.get("ETag"))
-    if response.status_code == httpx2.codes.PARTIAL_CONTENT:
+    if response.status_code == HTTPStatus.PARTIAL_CONTENT:
         if not _continues(response, part) or (etag and part.etag and etag != part.etag):
             part.discard()
             raise Trouble("the server continues another file than the one begun")
