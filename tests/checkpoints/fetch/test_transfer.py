@@ -189,7 +189,7 @@ def test_redirect_elsewhere_without_the_token(
 def test_redirects_in_a_circle(hub: LoopbackHub, folder: Path) -> None:
     """A file that redirects to itself ends in a sentence."""
     hub.faults[WEIGHTS] = ALWAYS("loop")
-    with pytest.raises(NetworkError, match="redirect"):
+    with pytest.raises(NetworkError, match="redirects in a circle"):
         fetch("maker/model", folder, endpoint=hub.endpoint)
 
 

@@ -7,7 +7,7 @@ Names and places are those of huggingface_hub 2.4 (`constants.py`, `utils/_auth.
 import os
 from pathlib import Path
 
-from sd35.errors import MissingError
+from sd35.errors import MissingError, RequestError
 
 HUB = "https://huggingface.co"
 
@@ -20,10 +20,10 @@ def endpoint() -> str:
 def token() -> str | None:
     """`HF_TOKEN`, else what `hf auth login` left in the token file, else None."""
     if given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return given.strip() or None
+        return _checked(given, "HF_TOKEN")
     path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
     try:
-        return path.read_text(encoding="utf-8").strip() or None
+        return _checked(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -36,6 +36,14 @@ def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` (or `TRANSFORMERS_OFFLINE`) forbids the network."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _checked(text: str, where: str) -> str | None:
+    """The token without the space around it; a header can't hold more than visible ASCII."""
+    found = text.strip()
+    if not found.isascii() or any(not character.isprintable() or character == " " for character in found):
+        raise RequestError(f"What {where} holds is no token (it has spaces or other signs in it): set it.")
+    return found or None
 
 
 def _hub_home() -> Path:

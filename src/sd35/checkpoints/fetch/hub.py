@@ -47,11 +47,9 @@ class Hub:
             headers["Authorization"] = f"Bearer {token}"
         try:
             httpx2.URL(endpoint)
-            self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True)
-        except (httpx2.InvalidURL, ValueError) as error:  # a token with a line break in it, for one
-            raise RequestError(
-                f"{endpoint} can't be asked ({error}): mend the endpoint or HF_TOKEN."
-            ) from error
+        except httpx2.InvalidURL as error:
+            raise RequestError(f"{endpoint!r} is no endpoint ({error}).") from error
+        self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True)
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +125,9 @@ class Hub:
                 response = self._client.request(method, url, follow_redirects=follow)
                 check_answer(response, self._asked, path)
                 return response
-            except (httpx2.RequestError, Trouble) as trouble:
+            except httpx2.TooManyRedirects as error:
+                raise NetworkError(f"{url} redirects in a circle: try another --endpoint.") from error
+            except (httpx2.TransportError, Trouble) as trouble:
                 last: Exception = trouble
                 if failures < TRIES:
                     time.sleep(pause(failures, trouble))

@@ -8,6 +8,7 @@
 The form decides, never what happens to lie in the current folder.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def understand(
     hub = _endpoint(endpoint)
     kind = _kind(text, via)
     if kind == "folder":
-        path = Path(text).expanduser().resolve()
+        path = Path(os.path.abspath(Path(text).expanduser()))  # as it is called: links are not followed
         return Source("folder", str(path), path.name, files=files)
     if kind == "git":
         return _git(text, hub, files)
@@ -123,7 +124,7 @@ def _git(text: str, hub: str, files: tuple[str, ...]) -> Source:
         raise RequestError(
             f"{url!r} is no address of a git remote: give one with https://, ssh:// or file://."
         )
-    if not name or name.startswith("."):
+    if name in ("", ".", "..") or name == urlsplit(url).netloc:
         raise RequestError(f"{url!r} names no repository.")
     return Source("git", without_credentials(url), name, files=files, url=url)
 

@@ -51,7 +51,9 @@ def _complete(client: httpx2.Client, url: str, part: Part, asked: Asked, progres
         before = part.size
         try:
             _receive(client, url, part, asked)
-        except (httpx2.RequestError, Trouble) as trouble:
+        except httpx2.TooManyRedirects as error:
+            raise NetworkError(f"{url} redirects in a circle: try another --endpoint.") from error
+        except (httpx2.TransportError, Trouble) as trouble:
             fruitless = 1 if part.size >= before + _NEW else fruitless + 1
             if fruitless >= TRIES:
                 raise NetworkError(
