@@ -117,6 +117,14 @@ def test_one_fetch_at_a_time(hub: LoopbackHub, tmp_path: Path) -> None:
         fetch("maker/model", tmp_path / "m", endpoint=hub.endpoint)
 
 
+def test_a_corner_that_was_left(hub: LoopbackHub, folder: Path, wanted: dict[str, bytes]) -> None:
+    """What a kill in the last moment left behind is cleared by the next fetch."""
+    (folder / ".fetch" / "git").mkdir(parents=True)
+    fetch("maker/model", folder, endpoint=hub.endpoint)
+    assert contents(folder) == wanted
+    assert not (folder / ".fetch").exists()
+
+
 def test_lost_files_come_back(hub: LoopbackHub, folder: Path, wanted: dict[str, bytes]) -> None:
     """A complete folder that lost files, or has one of another size, gets just those."""
     (folder / WEIGHTS).unlink()

@@ -95,6 +95,9 @@ def fetch(
     damaged = [path for path, record in known.files.items() if not _has_size(folder / path, record.size)]
     if damaged:
         return _again(folder, known, wanted, damaged, jobs, show)
+    if (folder / UNFINISHED).is_dir():  # killed in its very last moment
+        with Workshop(folder):
+            pass
     return FetchReport(folder, known, 0, 0)
 
 

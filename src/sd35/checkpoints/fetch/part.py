@@ -8,6 +8,7 @@ files are never glued together.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,7 +82,10 @@ class Part:
         """Take a whole file that lies on the same disk as these bytes; its progress was counted before."""
         self._bytes.close()
         with _disk(self.path):
-            path.replace(self.path)
+            if path.stat().st_nlink > 1:  # git-lfs links the file of a file:// remote: that one is not ours
+                shutil.copyfile(path, self.path)
+            else:
+                path.replace(self.path)
             self._bytes = self.path.open("r+b", buffering=0)
         self.checksum = Checksum(self.file.size)
         self.size = 0
