@@ -42,26 +42,31 @@ class RemoteFile:
 
 
 class Checksum:
-    """Both names of a content, computed as it streams by."""
+    """The names of a content, computed as it streams by: SHA-256 always, git's where it was promised."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
         self._sha256 = hashlib.sha256()
-        self._blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        header = b"blob %d\0" % file.size
+        self._blob = hashlib.sha1(header, usedforsecurity=False) if file.blob else None
 
     def update(self, chunk: bytes) -> None:
         """Take in the next bytes."""
         self._sha256.update(chunk)
-        self._blob.update(chunk)
+        if self._blob is not None:
+            self._blob.update(chunk)
 
     @property
     def sha256(self) -> str:
         """SHA-256 of what came so far."""
         return self._sha256.hexdigest()
 
-    def matches(self, file: RemoteFile) -> bool:
-        """Whether this is the content that was promised."""
-        sha256, blob = self.sha256, self._blob.hexdigest()
-        return (file.sha256 or sha256, file.blob or blob) == (sha256, blob)
+    @property
+    def is_right(self) -> bool:
+        """Whether this is the content that was promised, by every name that it was promised under."""
+        if self._blob is not None and self._blob.hexdigest() != self._file.blob:
+            return False
+        return self._file.sha256 in (None, self.sha256)
 
 
 def pointer(path: str, content: bytes) -> RemoteFile | None:

@@ -29,7 +29,7 @@ class Part:
         self.file = file
         self.size = 0
         self.etag: str | None = None  # of the answer that the bytes came with
-        self.checksum = Checksum(file.size)
+        self.checksum = Checksum(file)
         self._progress = progress
         stem = file.path.replace("%", "%25").replace("/", "%2F")
         self.path = workshop / f"{stem}.part"
@@ -53,7 +53,7 @@ class Part:
     @property
     def is_right(self) -> bool:
         """Whether all bytes are there, and are what was promised."""
-        return self.size == self.file.size and self.checksum.matches(self.file)
+        return self.size == self.file.size and self.checksum.is_right
 
     def write(self, chunk: bytes) -> None:
         """The next bytes of the file; OutputError if the disk says no."""
@@ -68,7 +68,7 @@ class Part:
         with _disk(self.path):
             self._bytes.seek(0)
             self._bytes.truncate()
-        forgotten, self.size, self.checksum = self.size, 0, Checksum(self.file.size)
+        forgotten, self.size, self.checksum = self.size, 0, Checksum(self.file)
         self.begin(None)
         self._progress.add(-forgotten)
 
@@ -87,7 +87,7 @@ class Part:
             else:
                 path.replace(self.path)
             self._bytes = self.path.open("r+b", buffering=0)
-        self.checksum = Checksum(self.file.size)
+        self.checksum = Checksum(self.file)
         self.size = 0
         while chunk := self._bytes.read(_BLOCK):
             self.size += len(chunk)

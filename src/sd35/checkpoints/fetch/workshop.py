@@ -79,12 +79,12 @@ class Workshop:
         promised = file.sha256 or file.blob
         if promised is None or path.is_symlink() or not path.is_file() or path.stat().st_size != file.size:
             return None
-        checksum = Checksum(file.size)
+        checksum = Checksum(file)
         with path.open("rb") as content:
             while chunk := content.read(_BLOCK):
                 checksum.update(chunk)
                 progress.add(len(chunk))
-        if checksum.matches(file):
+        if checksum.is_right:
             return checksum.sha256
         progress.add(-file.size)
         return None
