@@ -20,6 +20,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("SD35_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(transfer, "PAUSE", 0.001)
+    monkeypatch.setattr("os.fsync", lambda _: None)  # flushing twenty small files costs more than all else
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,7 @@ def _side_by_side(
 ) -> dict[str, FileRecord]:
     """Several files at once, the largest first; the first failure stops them all."""
 
-    def bring(file: RemoteFile) -> tuple[str, FileRecord]:
+    def _bring_one(file: RemoteFile) -> tuple[str, FileRecord]:
         with workshop.part(file, progress) as part:
             remote.bring(part, progress)
             part.settle(workshop.folder / file.path)
@@ -223,7 +223,7 @@ def _side_by_side(
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         try:
-            futures = [pool.submit(bring, file) for file in sorted(files, key=lambda file: -file.size)]
+            futures = [pool.submit(_bring_one, file) for file in sorted(files, key=lambda file: -file.size)]
             return dict(future.result() for future in as_completed(futures))
         except BaseException:
             progress.stop()
