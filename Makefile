@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+SERVERS := build/servers
+
 .PHONY: demo test test-servers check clean
 
 demo: $(VENV)/installed
@@ -15,7 +17,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-test-servers: $(VENV)/installed-dev
+test-servers: $(VENV)/installed-dev $(SERVERS)/olah/installed $(SERVERS)/giftless/installed
 	$(BIN)/python scripts/test_servers.py
 
 check: $(VENV)/installed-dev
@@ -34,4 +36,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable '.[dev,compare]'
+	touch $@
+
+# Servers that tests talk to live in environments of their own: none of it is a dependency of ours.
+$(SERVERS)/%/installed: scripts/servers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@

@@ -9,7 +9,12 @@ import subprocess
 import sys
 
 # program -> how to get it. Each issue that brings a server adds its line.
-PROGRAMS: dict[str, str] = {"git": "apt-get install git"}
+PROGRAMS: dict[str, str] = {
+    "git": "apt-get install git",
+    "git-lfs": "apt-get install git-lfs",
+    "build/servers/olah/bin/olah-cli": "make build/servers/olah/installed",
+    "build/servers/giftless/bin/flask": "make build/servers/giftless/installed",
+}
 
 
 def main() -> int:

@@ -8,6 +8,7 @@
     └── UnavailableError      something around us that is not there
         ├── MissingError      a path or a checkpoint
         ├── OutputError       a place to write, or room on the disk
+        ├── NetworkError      a server that can't be reached, or won't give what we ask for
         ├── LibraryError      a package that an option needs
         └── DeviceError       a device, or room on it
 
@@ -62,6 +63,12 @@ class OutputError(UnavailableError):
     """The output can't be written."""
 
     code = "unwritable_output"
+
+
+class NetworkError(UnavailableError):
+    """A server can't be reached, or won't give what we ask for."""
+
+    code = "network_unavailable"
 
 
 class LibraryError(UnavailableError):

@@ -28,6 +28,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a folder was fetched from: `kind` is hub, git or folder, `place` the repository, URL or path."""
+
+    kind: str
+    place: str
+    commit: str | None = None
+    endpoint: str | None = None  # the hub's address
+
+    def __post_init__(self) -> None:
+        for value in (self.kind, self.place, self.commit or "", self.endpoint or ""):
+            if not isinstance(value, str):
+                raise TypeError(f"{value!r} is no text")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`files` by their path in the folder; the other fields tell where the folder comes from."""
 
@@ -36,6 +51,7 @@ class Manifest:
     tool: str | None = None
     recipe: dict[str, Any] | None = None
     source: dict[str, FileRecord] = field(default_factory=dict)
+    origin: Origin | None = None
 
     @property
     def identity(self) -> str:
@@ -64,7 +80,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
-        return Manifest(files=files, source=source, **content)
+        origin = content.pop("origin", None)
+        return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / FILE_NAME} is damaged ({error}): quantize or fetch anew."

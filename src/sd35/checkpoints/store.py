@@ -1,7 +1,8 @@
 """Where checkpoints live: the bundled one, those under SD35_HOME, and folders that people name by path.
 
-This file and `config` are the only readers of the environment. `SD35_HOME` (default: `sd35` in the user's
-cache folder) holds what sd35 makes for itself, such as the FP8 folder of the demo model.
+This file and `fetch/environment.py` are the only readers of the environment. `SD35_HOME` (default: `sd35` in
+the user's cache folder) holds what sd35 makes for itself, such as the FP8 folder of the demo model, and below
+`checkpoints` what `sd35 fetch` brought.
 """
 
 import hashlib
@@ -12,6 +13,13 @@ from pathlib import Path
 from sd35.checkpoints.manifest import Manifest, hash_file, hash_files, read_manifest
 from sd35.errors import MissingError
 from sd35.variants import VARIANTS
+
+# The names that people may use, and the hub repositories behind them.
+REPOSITORIES = {
+    **{variant.name: variant.repository for variant in VARIANTS.values() if variant.repository},
+    "large-fp8": "Comfy-Org/stable-diffusion-3.5-fp8",
+}
+UNFINISHED = ".fetch"  # a folder that has this one inside, and no manifest, is not completely fetched
 
 
 def home() -> Path:
@@ -28,22 +36,35 @@ def locate(checkpoint: str | Path) -> Path:
     path = Path(checkpoint).expanduser()
     if path.exists():
         return path
-    if str(checkpoint) in VARIANTS:
+    if str(checkpoint) in REPOSITORIES:
         return _named(str(checkpoint))
+    fetched = home() / "checkpoints" / str(checkpoint).replace("/", "--")
+    if fetched.is_dir():
+        return _finished(fetched, str(checkpoint))
     raise MissingError(
         f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder or a single file, or one of "
-        f"the names {', '.join(VARIANTS)}."
+        f"the names demo, {', '.join(REPOSITORIES)}."
     )
 
 
 def _named(name: str) -> Path:
     path = home() / "checkpoints" / name
     if path.is_dir():
-        return path
+        return _finished(path, name)
     raise MissingError(
-        f"The checkpoint {name!r} is not on this machine: put the folder of {VARIANTS[name].repository} "
-        f"at {path}, or give its path."
+        f"The checkpoint {name!r} is not on this machine: run `sd35 fetch {name}` (it is "
+        f"{REPOSITORIES[name]} on the hub), or give the path of a folder."
     )
+
+
+def _finished(path: Path, name: str) -> Path:
+    """A fetched checkpoint: its folder, or the one file that was fetched of a repository of single files."""
+    if (path / UNFINISHED).is_dir() and read_manifest(path) is None:
+        raise MissingError(
+            f"The fetch of {name} into {path} is not finished: run `sd35 fetch {name}` to go on."
+        )
+    single = list(path.glob("*.safetensors"))
+    return single[0] if len(single) == 1 and not (path / "model_index.json").exists() else path
 
 
 def identity(*places: Path) -> str:

@@ -9,8 +9,9 @@ from tqdm import tqdm
 class CountBar:
     """A progress bar over a count, with the rate and the time left; it appears with the first count."""
 
-    def __init__(self, name: str, unit: str, *, hidden: bool) -> None:
+    def __init__(self, name: str, unit: str, *, hidden: bool, is_scaled: bool = False) -> None:
         self._name, self._unit, self._hidden = name, unit, hidden
+        self._is_scaled = is_scaled  # write 1.2M for 1_200_000
         self._bar: tqdm[Any] | None = None
 
     def show(self, done: int, of: int) -> None:
@@ -19,6 +20,7 @@ class CountBar:
             self._bar = tqdm(
                 desc=self._name,
                 unit=self._unit,
+                unit_scale=self._is_scaled,
                 total=of,
                 initial=done,
                 disable=self._hidden,
