@@ -35,3 +35,29 @@ def test_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 4 for a path that is not there."""
     assert main(["verify", "/nowhere"]) == 4
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_fix_mends_what_is_damaged_and_no_more(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit, a missing file: --fix brings these two again from the origin; the rest stays."""
+    folder = tmp_path / "fetched"
+    assert main(["fetch", str(demo), "--via", "folder", "-o", str(folder)]) == 0
+    weights, config = folder / "vae/diffusion_pytorch_model.safetensors", folder / "vae/config.json"
+    good, untouched = weights.read_bytes(), (folder / "transformer/config.json").stat().st_mtime_ns
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    config.unlink()
+    assert main(["verify", str(folder)]) == 3
+    capsys.readouterr()
+    assert main(["verify", str(folder), "--fix", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sound"] is True
+    assert weights.read_bytes() == good
+    assert config.is_file()
+    assert (folder / "transformer/config.json").stat().st_mtime_ns == untouched
+
+
+def test_fix_without_an_origin_says_so(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that no fetch made can't be mended, and the sentence says what to do instead."""
+    (demo_copy / "vae/config.json").unlink()
+    assert main(["verify", str(demo_copy), "--fix"]) == 3
+    assert "fetch it anew" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """say whether a checkpoint is sound, and what is wrong with it"""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd35.cli.console import CountBar, megabytes, print_json
@@ -13,22 +14,52 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 verify`."""
     parser.add_argument("path", help="a checkpoint folder, a .safetensors file, or a name such as demo")
+    parser.add_argument("--fix", action="store_true", help="fetch the damaged files again, and only those")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Look at everything, list all that is wrong; CheckpointError if anything is."""
+    """Look at everything, list all that is wrong; CheckpointError if anything is and stays so."""
     from sd35.checkpoints.store import locate
-    from sd35.checkpoints.verify import verify
 
-    with CountBar("verify", " MB", hidden=arguments.json) as bar:
-        report = verify(locate(arguments.path), lambda done, of: bar.show(done // 10**6, of // 10**6))
-    print_json(report.as_dict()) if arguments.json else _print(report)
+    path = locate(arguments.path)
+    report = _look(path, arguments)
+    if arguments.fix and not report.sound:
+        _fetch_again(path, report, hidden=arguments.json)
+        report = _look(path, arguments)
+    if arguments.json:
+        print_json(report.as_dict())
     if not report.sound:
         count = len(report.findings)
         raise CheckpointError(f"{report.path} is not sound: {count} finding{'s' * (count > 1)}.")
+
+
+def _look(path: Path, arguments: argparse.Namespace) -> "VerifyReport":
+    from sd35.checkpoints.verify import verify
+
+    with CountBar("verify", " MB", hidden=arguments.json) as bar:
+        report = verify(path, lambda done, of: bar.show(done // 10**6, of // 10**6))
+    if not arguments.json:
+        _print(report)
+    return report
+
+
+def _fetch_again(path: Path, report: "VerifyReport", *, hidden: bool) -> None:
+    """Bring the damaged files again, from where the folder's manifest says they came from."""
+    from sd35.checkpoints.fetch.fetch import refetch
+    from sd35.checkpoints.manifest import read_manifest
+
+    manifest = read_manifest(path) if path.is_dir() else None
+    recorded = [name for name in report.damaged if manifest is not None and name in manifest.files]
+    if not recorded:
+        raise CheckpointError(
+            f"{path} can't be mended: sd35.json lists none of what is wrong with it; fetch it anew with "
+            "sd35 fetch."
+        )
+    with CountBar("fetch", "B", hidden=hidden, is_scaled=True) as bar:
+        refetch(path, recorded, show=bar.show)
 
 
 def _print(report: "VerifyReport") -> None:
