@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sd35
 from sd35.checkpoints import verify as verify_module
 from sd35.checkpoints.header import read_header
 from sd35.checkpoints.manifest import Manifest, hash_files, write_manifest
@@ -370,18 +371,22 @@ def test_a_file_of_another_model(tmp_path: Path) -> None:
     assert "no part of SD3.5" in said(path)[path.name]
 
 
-def test_comfy_legacy_files(tmp_path: Path) -> None:
-    """scale_weight and a marker promise a scale for every FP8 weight; a plain cast promises none."""
-    prefix = "model.diffusion_model."
-    a, b = (torch.ones(16, 32).to(torch.float8_e4m3fn) for _ in range(2))
+def test_comfy_legacy_files(tmp_path: Path, edit_tensors: Callable[..., None]) -> None:
+    """scale_weight and a marker promise a scale for every FP8 weight."""
     path = tmp_path / "x.safetensors"
-    scale, marker = torch.tensor(0.5), torch.zeros(0)
-    whole = {f"{prefix}a.weight": a, f"{prefix}a.scale_weight": scale, f"{prefix}scaled_fp8": marker}
-    save_file(whole, path)
+    sd35.convert("demo", path, "comfy-legacy", requantize=True)
     assert verify(path).sound
-    save_file({**whole, f"{prefix}b.weight": b}, path)
-    assert f"without their scales: {prefix}b" in said(path)[path.name]
-    save_file({f"{prefix}a.weight": a, f"{prefix}b.weight": b}, path)
+    layer = "model.diffusion_model.joint_blocks.2.x_block.mlp.fc1"
+    edit_tensors(path, lambda tensors: tensors.pop(f"{layer}.scale_weight"))
+    assert f"without their scales: {layer}" in said(path)[path.name]
+
+
+def test_a_plain_cast_promises_no_scale(tmp_path: Path, edit_tensors: Callable[..., None]) -> None:
+    """FP8 without any scale or declaration is a format of single files, and sound."""
+    path = tmp_path / "x.safetensors"
+    sd35.convert("demo", path, "16bit-file")
+    weight = "model.diffusion_model.joint_blocks.2.x_block.mlp.fc1.weight"
+    edit_tensors(path, lambda t: t.update({weight: t[weight].to(torch.float8_e4m3fn)}))
     assert verify(path).sound
 
 

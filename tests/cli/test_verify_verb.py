@@ -1,9 +1,11 @@
 """`sd35 verify` as people and programs call it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sd35.cli.main import main
 
@@ -61,3 +63,24 @@ def test_fix_without_an_origin_says_so(demo_copy: Path, capsys: pytest.CaptureFi
     (demo_copy / "vae/config.json").unlink()
     assert main(["verify", str(demo_copy), "--fix"]) == 3
     assert "fetch it anew" in capsys.readouterr().err
+
+
+def test_a_single_file_is_held_to_the_table(
+    tmp_path: Path, edit_tensors: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with the original names is compared tensor by tensor, fused and swapped ones too."""
+    path = tmp_path / "demo.safetensors"
+    assert main(["convert", "demo", str(path), "--format", "16bit-file"]) == 0
+    assert main(["verify", str(path)]) == 0
+    assert "demo, " in capsys.readouterr().out
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.diffusion_model.context_embedder.bias"]
+        fused = "model.diffusion_model.joint_blocks.2.x_block.mlp.fc1.weight"
+        tensors[fused] = tensors[fused][:-16].contiguous()
+
+    edit_tensors(path, damage)
+    assert main(["verify", str(path)]) == 3
+    out = capsys.readouterr().out
+    assert "lacks 1 tensors: context_embedder.bias" in out
+    assert "transformer_blocks.2.ff.net.0.proj.weight of shape [1008, 256]" in out

@@ -25,6 +25,7 @@ from sd35.checkpoints.manifest import FILE_NAME
 from sd35.checkpoints.reader import TensorReader
 from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records
 from sd35.checkpoints.scan import Scan, scan
+from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.sizes import Recognised, inferred_size, layout_of, recognise
 from sd35.checkpoints.sniff import sniff, zero_tail
 from sd35.checkpoints.tree import tree_findings, walk
@@ -234,9 +235,26 @@ def _audit_file(path: Path, report: VerifyReport) -> Iterator[Finding]:
     if size is not None:
         yield from compare_tensors(name, layout_of(size), specs)
     elif any(one.startswith(_ORIGINAL_NAMES) for one in specs):
-        report.notes.append("its tensors have the original names, so they were not compared with the table")
+        yield from _audit_original(path, report)
     else:
         yield Finding(name, "holds tensors that are no part of SD3.5", "get the file of an SD3.5 checkpoint")
+
+
+def _audit_original(path: Path, report: VerifyReport) -> Iterator[Finding]:
+    """A single file with the original names: each part that it holds, seen under diffusers' names."""
+    try:
+        for part, prefix in parts_held(path).items():
+            with read_part(path, part, prefix) as source:
+                specs = {name: spec for name, spec in source.specs.items() if not name.endswith("_scale")}
+            if part == "transformer":
+                report.variant = _variant_name(recognise(specs))
+            size = inferred_size(specs)
+            if size is None:
+                yield Finding(path.name, f"holds a {part} that is not SD3.5's", "get the original file")
+            else:
+                yield from compare_tensors(path.name, layout_of(size), specs)
+    except CheckpointError as error:
+        yield finding_of(error, path.name)
 
 
 def _variant_name(known: Recognised | None) -> str | None:
