@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
+    parser.add_argument(
+        "--layers",
+        action="append",
+        default=[],
+        metavar="PATTERN=SCHEME",
+        help="an exception for some layers, such as '*.ff.net.2=16bit' or '*.attn.*=e5m2-rowwise-storage'; "
+        "may be given again, and the first that fits decides",
+    )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
@@ -40,10 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sd35.checkpoints.store import locate
     from sd35.fp8 import Scheme
     from sd35.quantization.convert import quantize
-    from sd35.quantization.recipe import Recipe
+    from sd35.quantization.recipe import Recipe, Rule
 
     scheme = Scheme(arguments.dtype, arguments.granularity, "none" if arguments.storage_only else "dynamic")
-    recipe = Recipe.of(scheme, with_t5=arguments.t5)
+    rules = tuple(Rule.parse(text) for text in arguments.layers)
+    recipe = Recipe.of(scheme, with_t5=arguments.t5, rules=rules)
     components = locate(arguments.components) if arguments.components else None
     report = quantize(arguments.source, arguments.destination, recipe, components)
     if arguments.json:
