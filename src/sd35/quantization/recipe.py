@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from sd35.errors import RequestError
-from sd35.fp8 import Scheme
+from sd35.fp8 import Activation, Scheme
 
 _JOINT_LINEAR = re.compile(r"transformer_blocks\.\d+\.(attn|attn2|ff|ff_context)\..+")
 _ADALN = re.compile(r"transformer_blocks\.\d+\.norm1(_context)?\.linear")
@@ -36,6 +36,7 @@ _T5_LINEAR = re.compile(
 # q, k and v of one attention become one layer at run time, so they must be of one scheme.
 _FUSED = re.compile(r"(.+\.)(?:to_[qkv]|add_[qkv]_proj)")
 KEEP_16BIT = "16bit"
+_ACTIVATIONS: dict[str, Activation] = {"": "dynamic", "static": "static", "storage": "none"}
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,11 @@ def _scheme_named(name: str) -> Scheme:
     """`e4m3fn-rowwise`, `e5m2-tensorwise-storage`: what `_slug` writes."""
     dtype, _, rest = name.partition("-")
     granularity, _, activation = rest.partition("-")
-    if activation not in ("", "storage"):
-        raise RequestError(f"The scheme {name!r} ends in {activation!r}: only -storage may stand there.")
-    return Scheme(dtype, granularity or "rowwise", "none" if activation else "dynamic")  # type: ignore[arg-type]
+    if activation not in _ACTIVATIONS:
+        raise RequestError(f"The scheme {name!r} ends in {activation!r}: only -storage or -static may.")
+    return Scheme(dtype, granularity or "rowwise", _ACTIVATIONS[activation])  # type: ignore[arg-type]
 
 
 def _slug(scheme: Scheme) -> str:
-    return f"{scheme.dtype}-{scheme.granularity}" + ("" if scheme.activation == "dynamic" else "-storage")
+    word = next(word for word, activation in _ACTIVATIONS.items() if activation == scheme.activation)
+    return f"{scheme.dtype}-{scheme.granularity}" + (f"-{word}" if word else "")
