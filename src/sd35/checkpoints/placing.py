@@ -24,6 +24,8 @@ from typing import Any, TextIO
 
 from sd35.errors import OutputError, RefusedError
 
+_LOCK, _NOTE = "lock", "job.json"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -60,7 +62,7 @@ def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
     partial = destination.parent / f".{destination.name}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, destination), _cleared(partial, partial / destination.name):
+        with _locked(partial, destination), _cleared(partial):
             _refuse_existing(destination)  # another run may have finished while we came here
             _prepare(partial, job)
             _check_room(partial, room_needed)
@@ -78,12 +80,13 @@ def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
     """The lock of a partial folder; OutputError if another process has it."""
     busy = OutputError(
-        f"{destination} is being written by another sd35 at this moment: wait for it, or choose another place."
+        f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
+        "place."
     )
-    with _opened(partial / "lock", busy) as lock:
+    with _opened(partial / _LOCK, busy) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = os.path.samestat(os.fstat(lock.fileno()), (partial / "lock").stat())
+            is_current = os.path.samestat(os.fstat(lock.fileno()), (partial / _LOCK).stat())
         except (BlockingIOError, FileNotFoundError) as error:
             raise busy from error
         if not is_current:
@@ -99,7 +102,7 @@ def _opened(path: Path, busy: OutputError) -> TextIO:
 
 
 @contextmanager
-def _cleared(partial: Path, place: Path) -> Iterator[None]:
+def _cleared(partial: Path) -> Iterator[None]:
     """Remove the partial folder in the end, unless there is work in it that can be gone on with."""
     is_worth_keeping = False
     try:
@@ -107,7 +110,7 @@ def _cleared(partial: Path, place: Path) -> Iterator[None]:
     except RefusedError:
         raise
     except BaseException:
-        is_worth_keeping = place.exists()
+        is_worth_keeping = bool(_remains(partial))
         raise
     finally:
         if not is_worth_keeping:
@@ -116,24 +119,31 @@ def _cleared(partial: Path, place: Path) -> Iterator[None]:
 
 def _prepare(partial: Path, job: Job) -> None:
     """Keep the remains of the same job if that is wanted, else begin with nothing but the note of ours."""
-    note = partial / "job.json"
+    note = partial / _NOTE
     if job.resume and note.is_file() and note.read_bytes() == job.text.encode():
         return
-    for path in partial.iterdir():
+    note.unlink(missing_ok=True)
+    for path in _remains(partial):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        else:
             path.unlink()
     note.write_text(job.text, encoding="utf-8")
 
 
+def _remains(partial: Path) -> list[Path]:
+    """What was made so far."""
+    return [path for path in partial.iterdir() if path.name not in (_LOCK, _NOTE)]
+
+
 def _check_room(partial: Path, room_needed: int) -> None:
-    held = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    inside = [path for remains in _remains(partial) for path in (remains, *remains.rglob("*"))]
+    held = sum(path.stat().st_size for path in inside if path.is_file())
     missing, free = room_needed - held, shutil.disk_usage(partial).free
     if free < missing:
         raise OutputError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free and up to {missing / 1e9:.1f} GB are needed: free "
-            "the disk or choose another."
+            f"{partial.parent} has {free / 1e9:.1f} GB free and up to {missing / 1e9:.1f} GB are needed: "
+            "free the disk or choose another."
         )
 
 

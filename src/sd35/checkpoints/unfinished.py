@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 STEP = 256 << 20  # bytes between two syncs: what a kill can cost
+_BLOCK = 1 << 20
 
 
 class Unfinished:
@@ -69,9 +70,9 @@ def copy_whole(source: Path, folder: Path) -> None:
     if place.exists():
         return
     copy = Unfinished(place, b"").body
-    shutil.copy2(source, copy)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
+    with source.open("rb") as content, copy.open("wb") as file:
+        shutil.copyfileobj(content, file, _BLOCK)
+        _sync(file)
     copy.replace(place)
 
 

@@ -76,6 +76,7 @@ def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite
     if stem is None:
         return 0
     with checkpoint.tensors(part) as source:
+        source.stream()
         layout = rewrite(part, source)
         if layout is None and source.format == "folder" and source.paths[0].parent == own:
             _copy_weights(own, source.paths, place)

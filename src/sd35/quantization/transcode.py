@@ -127,6 +127,8 @@ def _to_file(
     openers = _openers(path, with_encoders, components)
     sources = {part: opener() for part, opener in openers.items()}
     try:
+        for source in sources.values():
+            source.stream()
         plans = {part: plan_part(part, source, target) for part, source in sources.items()}
         losses = sum((plan.losses for plan in plans.values()), Counter[str]())
         if losses and not requantize:
