@@ -1,12 +1,14 @@
 """Reader and writer: names to tensors and back."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sd35.checkpoints import reader as reader_module
 from sd35.checkpoints.lazy import Lazy, given
 from sd35.checkpoints.reader import TensorReader, TensorSpec, weight_files
 from sd35.checkpoints.writer import write_safetensors
@@ -83,6 +85,30 @@ def test_no_weights_and_no_pickles(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="pickle"):
         weight_files(tmp_path, "m")
+
+
+def mapped_bytes(path: Path) -> int:
+    """Bytes of the file that count as this process's memory now."""
+    blocks = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    resident = (re.search(r"^Rss: +(\d+) kB", block, re.MULTILINE) for block in blocks if str(path) in block)
+    return sum(int(match[1]) * 1024 for match in resident if match)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is mapped")
+def test_a_streamed_file_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read tensor by tensor, no more of the file stays mapped than a step and a tensor; values stay valid."""
+    monkeypatch.setattr(reader_module, "RENEWAL", 2 << 20)
+    path = tmp_path / "x.safetensors"
+    save_file({f"t{number:02}": torch.full((1 << 18,), float(number)) for number in range(16)}, path)
+    with TensorReader([path]) as reader:
+        reader.stream()
+        first = reader.read("t00")
+        most = 0
+        for name in reader:
+            assert reader.read(name).sum() == int(name[1:]) << 18
+            most = max(most, mapped_bytes(path))
+        assert 0 < most <= 6 << 20  # `first` keeps its own mapping
+        assert first.sum() == 0
 
 
 def test_damaged_file(tmp_path: Path) -> None:
