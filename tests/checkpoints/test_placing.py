@@ -105,12 +105,18 @@ def test_two_runs_at_one_place(tmp_path: Path, fresh: Callable[..., object]) -> 
     assert (tmp_path / "out" / "x").read_text() == "x"
 
 
-def test_a_lock_that_was_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_there_anew", [False, True])
+def test_a_lock_that_was_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there_anew: bool
+) -> None:
     """Who opens the lock just before its holder is done has a lock of nothing, and stops."""
-    flock = placing.fcntl.flock
+    flock, partial = placing.fcntl.flock, tmp_path / ".out.partial"
 
     def late(lock: object, how: int) -> None:
-        shutil.rmtree(tmp_path / ".out.partial")
+        shutil.rmtree(partial)
+        if is_there_anew:
+            partial.mkdir()
+            (partial / "lock").touch()
         flock(lock, how)
 
     monkeypatch.setattr(placing.fcntl, "flock", late)

@@ -67,9 +67,9 @@ def test_bytes_that_were_never_noted_do_not_count(tmp_path: Path, whole: bytes) 
     file = stopped(tmp_path / "x", "d")
     sure = file.body.stat().st_size
     with file.body.open("ab") as body:
-        body.write(bytes(100))
+        body.write(bytes(10_000))
     with file.note.open("a") as note:
-        note.write(f"{sure + 100}")  # no line end
+        note.write(f"{sure + 10_000}")  # no line end
     write_safetensors(tmp_path / "x", watched([]), {})
     assert (tmp_path / "x").read_bytes() == whole
 
