@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -114,7 +114,10 @@ def _cleared(partial: Path) -> Iterator[None]:
         raise
     finally:
         if not is_worth_keeping:
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                _empty(partial)
+                (partial / _LOCK).unlink()  # last: whoever gets a lock from now on has the folder to itself
+                partial.rmdir()
 
 
 def _prepare(partial: Path, job: Job) -> None:
@@ -122,13 +125,18 @@ def _prepare(partial: Path, job: Job) -> None:
     note = partial / _NOTE
     if job.resume and note.is_file() and note.read_bytes() == job.text.encode():
         return
-    note.unlink(missing_ok=True)
+    _empty(partial)
+    note.write_text(job.text, encoding="utf-8")
+
+
+def _empty(partial: Path) -> None:
+    """Remove all but the lock; the note first, for what it says holds no longer."""
+    (partial / _NOTE).unlink(missing_ok=True)
     for path in _remains(partial):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    note.write_text(job.text, encoding="utf-8")
 
 
 def _remains(partial: Path) -> list[Path]:
