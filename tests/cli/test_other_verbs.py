@@ -1,4 +1,4 @@
-"""`sd35 quantize` and `sd35 compare` as people call them."""
+"""`sd35 quantize`, `sd35 convert` and `sd35 compare` as people call them."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd35.cli.main import main
+from sd35.quantization import folders
 
 
 def test_quantize_and_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +26,23 @@ def test_quantize_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     """A place that exists ends with exit code 4 and a remedy."""
     assert main(["quantize", "demo", str(tmp_path)]) == 4
     assert "remove it or name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["quantize"], ["convert", "--format", "16bit"]])
+def test_resume_is_a_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    """Interrupted, both verbs end with exit code 5; with --resume they go on from the very files left."""
+    command = [*verb, "demo", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "source_records", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(command) == 5
+    assert not (tmp_path / "out").exists()
+    left = tmp_path / ".out.partial" / "out" / "transformer" / "diffusion_pytorch_model.safetensors"
+    written = left.stat().st_ino
+    assert main([*command, "--resume"]) == 0
+    assert (tmp_path / "out" / "transformer" / left.name).stat().st_ino == written
+    assert str(tmp_path / "out") in capsys.readouterr().out
 
 
 def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

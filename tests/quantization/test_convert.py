@@ -16,7 +16,6 @@ from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.manifest import hash_files, read_manifest
 from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.fp8 import Scheme, quantize
-from sd35.quantization import lazily
 from sd35.quantization.ready import is_fp8, ready
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -79,18 +78,6 @@ def test_an_existing_place_is_never_overwritten(demo: Path, tmp_path: Path) -> N
     with pytest.raises(OutputError, match="exists already"):
         sd35.quantize(demo, tmp_path / "there")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine"]
-
-
-def test_an_interruption_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the middle of a tensor, there is no output and no remains."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(lazily, "quantize_tensor", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        sd35.quantize(demo, tmp_path / "out" / "fp8")
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_full_disk_is_said_before_any_work(

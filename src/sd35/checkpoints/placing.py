@@ -1,59 +1,162 @@
 """Outputs that appear whole or not at all: built beside their place and moved there at the end.
 
-What is interrupted, or runs out of disk, leaves nothing behind that looks like a checkpoint, and what was
-at the place stays as it was: nothing is ever overwritten.
+What was at the place stays as it was, for nothing is ever overwritten. Unfinished work lies in a folder of
+its own beside it, whose name follows from the output's, so that a later run finds it:
+
+    .NAME.partial/lock       held by the process at work; it falls with the process, however that dies
+    .NAME.partial/job.json   what is being made: source, recipe, tool; written before anything else
+    .NAME.partial/NAME       the output so far
+
+Whoever asks to resume goes on there if the job is the very same one, to the last fact. In any other case the
+remains are removed and the work starts anew. Work that was refused is removed at once; work that was killed,
+interrupted, or ran out of disk is left for `--resume`.
 """
 
+import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from typing import Any, TextIO
 
-from sd35.errors import OutputError
+from sd35.errors import OutputError, RefusedError
+
+_LOCK, _NOTE = "lock", "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made, as facts that JSON can hold, and whether an earlier run's remains may be built upon."""
+
+    facts: dict[str, Any]
+    resume: bool = False
+
+    @property
+    def text(self) -> str:
+        """The facts in bytes that can be compared."""
+        return json.dumps(self.facts, indent=1, sort_keys=True) + "\n"
 
 
 @contextmanager
-def fresh_folder(destination: Path, room_needed: int) -> Iterator[Path]:
-    """A new folder to fill; it becomes `destination` on success. OutputError if there is no place or room."""
-    with _beside(destination, room_needed) as place:
+def fresh_folder(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
+    """A folder to fill; it becomes `destination` on success. OutputError if there is no place or room."""
+    with _partial(destination, room_needed, job) as place:
+        place.mkdir(exist_ok=True)
         yield place
-        place.chmod(0o755)
-        place.rename(destination)
 
 
 @contextmanager
-def fresh_file(destination: Path, room_needed: int) -> Iterator[Path]:
-    """A path to write a file at; it becomes `destination` on success."""
-    with _beside(destination, room_needed) as place:
-        yield place / destination.name
-        with (place / destination.name).open("rb") as file:
-            os.fsync(file.fileno())
-        (place / destination.name).rename(destination)
+def fresh_file(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
+    """A path to write a file at; it becomes `destination` on success. A file that is there is whole."""
+    with _partial(destination, room_needed, job) as place:
+        yield place
 
 
 @contextmanager
-def _beside(destination: Path, room_needed: int) -> Iterator[Path]:
-    """A temporary folder on the same disk, removed at the end."""
+def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
+    """The output's path in its partial folder, which this process alone works in."""
+    _refuse_existing(destination)
+    partial = destination.parent / f".{destination.name}.partial"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, destination), _cleared(partial):
+            _refuse_existing(destination)  # another run may have finished while we came here
+            _prepare(partial, job)
+            _check_room(partial, room_needed)
+            yield partial / destination.name
+            _refuse_existing(destination)
+            (partial / destination.name).rename(destination)
+    except OSError as error:
+        raise OutputError(
+            f"{destination} can't be written ({error.strerror or error}): free the disk and go on with "
+            "--resume, or choose another place."
+        ) from error
+
+
+@contextmanager
+def _locked(partial: Path, destination: Path) -> Iterator[None]:
+    """The lock of a partial folder; OutputError if another process has it."""
+    busy = OutputError(
+        f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
+        "place."
+    )
+    with _opened(partial / _LOCK, busy) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = os.path.samestat(os.fstat(lock.fileno()), (partial / _LOCK).stat())
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise busy from error
+        if not is_current:
+            raise busy
+        yield
+
+
+def _opened(path: Path, busy: OutputError) -> TextIO:
+    try:
+        return path.open("a")
+    except FileNotFoundError as error:  # the other process has just cleared the folder away
+        raise busy from error
+
+
+@contextmanager
+def _cleared(partial: Path) -> Iterator[None]:
+    """Remove the partial folder in the end, unless there is work in it that can be gone on with."""
+    is_worth_keeping = False
+    try:
+        yield
+    except RefusedError:
+        raise
+    except BaseException:
+        is_worth_keeping = bool(_remains(partial))
+        raise
+    finally:
+        if not is_worth_keeping:
+            with suppress(OSError):
+                _empty(partial)
+                (partial / _LOCK).unlink()  # last: whoever gets a lock from now on has the folder to itself
+                partial.rmdir()
+
+
+def _prepare(partial: Path, job: Job) -> None:
+    """Keep the remains of the same job if that is wanted, else begin with nothing but the note of ours."""
+    note = partial / _NOTE
+    if job.resume and note.is_file() and note.read_bytes() == job.text.encode():
+        return
+    _empty(partial)
+    note.write_text(job.text, encoding="utf-8")
+
+
+def _empty(partial: Path) -> None:
+    """Remove all but the lock; the note first, for what it says holds no longer."""
+    (partial / _NOTE).unlink(missing_ok=True)
+    for path in _remains(partial):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remains(partial: Path) -> list[Path]:
+    """What was made so far."""
+    return [path for path in partial.iterdir() if path.name not in (_LOCK, _NOTE)]
+
+
+def _check_room(partial: Path, room_needed: int) -> None:
+    inside = [path for remains in _remains(partial) for path in (remains, *remains.rglob("*"))]
+    held = sum(path.stat().st_size for path in inside if path.is_file())
+    missing, free = room_needed - held, shutil.disk_usage(partial).free
+    if free < missing:
+        raise OutputError(
+            f"{partial.parent} has {free / 1e9:.1f} GB free and up to {missing / 1e9:.1f} GB are needed: "
+            "free the disk or choose another."
+        )
+
+
+def _refuse_existing(destination: Path) -> None:
     if destination.exists():
         raise OutputError(
             f"{destination} exists already and is never overwritten: remove it or name another."
         )
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(destination.parent).free
-        if free < room_needed:
-            raise OutputError(
-                f"{destination.parent} has {free / 1e9:.1f} GB free and up to {room_needed / 1e9:.1f} GB are "
-                "needed: free the disk or choose another."
-            )
-        place = Path(mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    except OSError as error:
-        raise OutputError(
-            f"{destination} can't be written ({error.strerror}): choose another place."
-        ) from error
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

@@ -3,6 +3,10 @@
 A safetensors file is a JSON header (name -> dtype, shape, byte range) and then the bytes. Opening one reads
 the header alone, through our own strict gate (`header.py`); a tensor is mapped from the file when it is
 asked for, so a model larger than memory can be walked through.
+
+Pages of a mapping count as the process's memory once they are touched, until the mapping goes. Whoever uses
+tensors one by one (`stream`) has the file mapped anew every RENEWAL bytes: the old mapping goes with the last
+tensor of it. Loading does not want that, as it keeps all tensors anyway.
 """
 
 import os
@@ -38,6 +42,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
+RENEWAL = 256 << 20  # bytes read before a streamed file is mapped anew
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -59,8 +65,10 @@ class TensorReader:
         self.paths = paths
         self.metadata: dict[str, str] = {}
         self.specs: dict[str, TensorSpec] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
+        self._open_files: dict[Path, Any] = {}
         self._stack = ExitStack()
+        self._is_streamed, self._bytes_read = False, 0
         try:
             for path in paths:
                 self._open(path)
@@ -84,11 +92,20 @@ class TensorReader:
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name, mapped from its file."""
-        tensor: Tensor = self._files[name].get_tensor(name)
+        if self._bytes_read > RENEWAL:
+            self._renew()
+        if self._is_streamed:
+            self._bytes_read += self.specs[name].num_bytes
+        tensor: Tensor = self._open_files[self._files[name]].get_tensor(name)
         return tensor
+
+    def stream(self) -> None:
+        """From here on tensors are read to be used and dropped: keep the mapped memory small."""
+        self._is_streamed = True
 
     def close(self) -> None:
         """Let go of the files; tensors already read stay valid."""
+        self._open_files.clear()
         self._stack.close()
 
     @property
@@ -98,18 +115,27 @@ class TensorReader:
 
     def _open(self, path: Path) -> None:
         header = read_header(path)
-        try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a readable safetensors file ({error}): fetch or copy it again."
-            ) from error
+        self._map(path)
         self.metadata.update(header.metadata)
         for name, entry in header.entries.items():
             if name in self._files:
                 raise CheckpointError(f"{path} holds {name}, which another shard holds too: fetch it again.")
-            self._files[name] = file
+            self._files[name] = path
             self.specs[name] = spec_of(entry)
+
+    def _map(self, path: Path) -> None:
+        try:
+            self._open_files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}): fetch or copy it again."
+            ) from error
+
+    def _renew(self) -> None:
+        self.close()
+        self._bytes_read = 0
+        for path in self.paths:
+            self._map(path)
 
 
 def spec_of(entry: Entry) -> TensorSpec:

@@ -44,8 +44,7 @@ def write_single_file(path: Path, parts: Mapping[str, Layout], spelling: Spellin
         metadata[METADATA_KEY] = json.dumps({"format_version": "1.0", "layers": hints}, separators=(",", ":"))
     if "text_encoder" in parts:
         metadata[PROJECTION_KEY] = "as in the file"
-    specs = {name: lazy.spec for name, lazy in tensors.items()}
-    write_safetensors(path, specs, ((name, lazy.read()) for name, lazy in tensors.items()), metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def _comfy(layout: Layout) -> tuple[Tensors, Hints]:

@@ -78,6 +78,10 @@ class TensorSource:
         """The tensor of that name: the mapped file itself where the format allows it."""
         return self.tensors[name].read()
 
+    def stream(self) -> None:
+        """From here on tensors are read to be used and dropped: keep the mapped memory small."""
+        self._reader.stream()
+
     def close(self) -> None:
         """Let go of the files; tensors already read stay valid."""
         self._reader.close()

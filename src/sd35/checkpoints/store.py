@@ -79,7 +79,7 @@ def identity(*places: Path) -> str:
     manifest = read_manifest(place)
     if manifest is not None:
         return manifest.identity
-    note = home() / "identities" / _stamp(place)
+    note = home() / "identities" / stamp(place)
     if note.is_file():
         return note.read_text(encoding="utf-8").strip()
     computed = hash_file(place).sha256 if place.is_file() else Manifest(hash_files(place)).identity
@@ -93,7 +93,8 @@ def derived(source_identity: str, recipe: str) -> Path:
     return home() / "derived" / f"{source_identity[:16]}-{recipe}"
 
 
-def _stamp(place: Path) -> str:
+def stamp(place: Path) -> str:
+    """SHA-256 over path, size and time of change of the file, or of all files of the folder."""
     facts = [str(place.resolve())]
     files = [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
     for path in sorted(files):

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from what an interrupted run of the same command left; without it, that is removed",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
 
@@ -54,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         requantize=arguments.requantize,
         with_encoders=arguments.with_encoders,
         components=locate(arguments.components) if arguments.components else None,
+        resume=arguments.resume,
     )
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})

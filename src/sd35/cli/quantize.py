@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from what an interrupted run of the same command left; without it, that is removed",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
 
@@ -69,7 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = Recipe.of(scheme, with_t5=arguments.t5, rules=rules)
     components = locate(arguments.components) if arguments.components else None
     amax = _calibrate(arguments, components) if arguments.static else None
-    report = quantize(arguments.source, arguments.destination, recipe, components, amax)
+    report = quantize(
+        arguments.source, arguments.destination, recipe, components, amax, resume=arguments.resume
+    )
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})
         return

@@ -2,24 +2,26 @@
 
 The new folder is complete in itself: FP8 weights where the recipe wants them, everything else copied, and
 `sd35.json` with the recipe, the source's hashes and the tool's version. It is built beside its place and
-moved there when it is whole, so an interruption leaves nothing behind that looks like a checkpoint. No
-clock and no random number takes part: equal input gives equal bytes.
+moved there when it is whole, so an interruption leaves nothing behind that looks like a checkpoint, and
+`resume` goes on from what it left. No clock and no random number takes part: equal input gives equal bytes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.lazy import given
-from sd35.checkpoints.placing import fresh_folder
+from sd35.checkpoints.placing import Job, fresh_folder
 from sd35.checkpoints.relayout import Layout
 from sd35.checkpoints.source import TensorSource
-from sd35.checkpoints.store import locate
+from sd35.checkpoints.store import locate, stamp
 from sd35.errors import CheckpointError, RequestError
 from sd35.fp8 import Scheme, scale_from_amax
 from sd35.quantization.folders import room_needed, write_folder
@@ -43,20 +45,35 @@ def quantize(
     recipe: Recipe | None = None,
     components: Path | None = None,
     amax: Mapping[str, float] | None = None,
+    *,
+    resume: bool = False,
 ) -> QuantizationReport:
     """Write the FP8 folder `destination` from the 16-bit checkpoint `source` (a path, or `demo`).
 
-    CheckpointError if the source is incomplete or FP8 already, OutputError if the destination exists or
-    can't be written. A recipe with static activations needs `amax`, which `calibrate` finds.
+    A recipe with static activations needs `amax`, which `calibrate` finds. `resume` goes on from what an
+    interrupted run of the same source and recipe left; the result is the same to the byte. CheckpointError
+    if the source is incomplete or FP8 already, OutputError if the destination exists or can't be written.
     """
-    checkpoint = open_checkpoint(locate(source), components)
-    recipe = recipe or Recipe()
+    path, recipe = locate(source), recipe or Recipe()
+    checkpoint = open_checkpoint(path, components)
+    facts = job_facts("quantize", path, components, recipe=recipe.as_dict(), amax=dict(amax or {}))
     rewrite = partial(_quantized_by, recipe, amax or {})
-    with fresh_folder(Path(destination), room_needed(checkpoint)) as place:
+    with fresh_folder(Path(destination), room_needed(checkpoint), Job(facts, resume)) as place:
         layers = write_folder(checkpoint, place, rewrite, recipe.as_dict())
     return QuantizationReport(
         Path(destination), layers, room_needed(checkpoint), weight_bytes(Path(destination))
     )
+
+
+def job_facts(task: str, source: Path, components: Path | None, **choices: Any) -> dict[str, Any]:
+    """All that an output depends on; sources by path, size and time of change, as hashing takes minutes."""
+    return {
+        "tool": f"sd35-fp8 {__version__}",
+        "task": task,
+        "source": stamp(source),
+        "components": stamp(components) if components else None,
+        **choices,
+    }
 
 
 def weight_bytes(path: Path) -> int:

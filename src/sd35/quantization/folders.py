@@ -6,7 +6,6 @@ to load it.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sd35.checkpoints.manifest import (
 from sd35.checkpoints.relayout import Layout
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes
 from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.unfinished import copy_whole
 from sd35.checkpoints.writer import write_safetensors
 
 _COPIED = (".json", ".txt", ".model")  # never code, never pickles
@@ -36,9 +36,12 @@ Rewrite = Callable[[str, TensorSource], Layout | None]
 
 
 def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: dict[str, Any] | None) -> int:
-    """Fill the empty folder `place`, manifest included; the number of its layers in FP8."""
+    """Fill the folder `place`, manifest included; the number of its layers in FP8.
+
+    Files that an earlier run has finished in `place` are kept: `placing.py` sees to it that they are ours.
+    """
     layers = sum(_write_part(checkpoint, part, place / part, rewrite) for part in checkpoint.parts)
-    shutil.copy2(checkpoint.folder("transformer").parent / "model_index.json", place)
+    copy_whole(checkpoint.folder("transformer").parent / "model_index.json", place)
     known = read_manifest(checkpoint.path)
     manifest = Manifest(
         files=hash_files(place),
@@ -65,27 +68,29 @@ def room_needed(checkpoint: Checkpoint) -> int:
 
 
 def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite) -> int:
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     stem, own = PARTS[part].weights, checkpoint.folder(part)
     for path in sorted(own.iterdir()):
         if path.is_file() and path.name.endswith(_COPIED) and not path.name.endswith(_WEIGHTS):
-            shutil.copy2(path, place)
+            copy_whole(path, place)
     if stem is None:
         return 0
     with checkpoint.tensors(part) as source:
+        source.stream()
         layout = rewrite(part, source)
         if layout is None and source.format == "folder" and source.paths[0].parent == own:
             _copy_weights(own, source.paths, place)
             return len(source.schemes)
         layout = layout or Layout(source.tensors, dict(source.schemes), dict(source.input_scales))
-        write_layout(layout, place / f"{stem}.safetensors")
+        if not (weights := place / f"{stem}.safetensors").exists():
+            write_layout(layout, weights)
         _write_config(checkpoint.config(part), place / PARTS[part].config, is_fp8=bool(layout.schemes))
     return len(layout.schemes)
 
 
 def _copy_weights(own: Path, weights: list[Path], place: Path) -> None:
     for path in [*weights, *own.glob("*.safetensors.index.json")]:
-        shutil.copy2(path, place)
+        copy_whole(path, place)
 
 
 def write_layout(layout: Layout, path: Path) -> None:
@@ -99,8 +104,7 @@ def write_layout(layout: Layout, path: Path) -> None:
     metadata = {"format": "pt"}
     if layout.schemes:
         metadata[METADATA_KEY] = dump_schemes(dict(sorted(layout.schemes.items())))
-    specs = {name: lazy.spec for name, lazy in tensors.items()}
-    write_safetensors(path, specs, ((name, lazy.read()) for name, lazy in tensors.items()), metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def _write_config(config: dict[str, Any], path: Path, *, is_fp8: bool) -> None:

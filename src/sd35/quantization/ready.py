@@ -71,5 +71,5 @@ def _quantized_once(source: Path, components: Path | None) -> Path:
     place = derived(identity, f"{recipe.name}-{__version__}")
     if not place.exists():
         log.info("quantizing %s to FP8, once, into %s", source, place)
-        quantize(source, place, recipe, components)
+        quantize(source, place, recipe, components, resume=True)
     return place

@@ -22,7 +22,7 @@ import torch
 
 from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.keys import PREFIXES, transformer_moves
-from sd35.checkpoints.placing import fresh_file, fresh_folder
+from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.checkpoints.relayout import Layout, depth, to_original
 from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.single_writer import Spelling, write_single_file
@@ -30,7 +30,7 @@ from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate
 from sd35.errors import RequestError
 from sd35.fp8 import Granularity, Scheme
-from sd35.quantization.convert import weight_bytes
+from sd35.quantization.convert import job_facts, weight_bytes
 from sd35.quantization.folders import room_needed, write_folder
 from sd35.quantization.lazily import one_value_a_row, quantized, restored
 from sd35.quantization.recipe import Recipe
@@ -75,26 +75,32 @@ def convert(
     requantize: bool = False,
     with_encoders: bool = False,
     components: Path | None = None,
+    resume: bool = False,
 ) -> ConversionReport:
     """Write `source` (a folder, a single file or a name) at `destination` in the format `target`.
 
     RequestError if that would lose precision and `requantize` does not accept it, CheckpointError if the
-    source is damaged, OutputError if the destination exists or can't be written.
+    source is damaged, OutputError if the destination exists or can't be written. `resume` goes on from what
+    an interrupted run of the same conversion left.
     """
     if target not in get_args(Target):
         raise RequestError(f"There is no format {target!r}: choose one of {', '.join(get_args(Target))}.")
     path, place = locate(source), Path(destination)
+    facts = job_facts("convert", path, components, target=target, with_encoders=with_encoders)
+    job = Job({**facts, "recipe": Recipe().as_dict()}, resume)
     if target in _IN_FOLDERS:
-        return _to_folder(path, place, target, components)
-    return _to_file(path, place, target, requantize, with_encoders, components)  # type: ignore[arg-type]
+        return _to_folder(path, place, target, components, job)
+    return _to_file(path, place, target, requantize, with_encoders, components, job)  # type: ignore[arg-type]
 
 
-def _to_folder(path: Path, place: Path, target: Target, components: Path | None) -> ConversionReport:
+def _to_folder(
+    path: Path, place: Path, target: Target, components: Path | None, job: Job
+) -> ConversionReport:
     checkpoint = open_checkpoint(path, components)
     notes: list[str] = []
     before = room_needed(checkpoint)
     rewrite = partial(_in_a_folder, target, notes)
-    with fresh_folder(place, before * (2 if target == "16bit" else 1)) as fresh:
+    with fresh_folder(place, before * (2 if target == "16bit" else 1), job) as fresh:
         layers = write_folder(checkpoint, fresh, rewrite, None)
     return ConversionReport(place, layers, 0, before, weight_bytes(place), notes)
 
@@ -114,18 +120,22 @@ def _to_file(
     requantize: bool,
     with_encoders: bool,
     components: Path | None,
+    job: Job,
 ) -> ConversionReport:
     if place.suffix != ".safetensors":
         raise RequestError(f"{target} is a single file: {place} has to end in .safetensors.")
     openers = _openers(path, with_encoders, components)
     sources = {part: opener() for part, opener in openers.items()}
     try:
+        for source in sources.values():
+            source.stream()
         plans = {part: plan_part(part, source, target) for part, source in sources.items()}
         losses = sum((plan.losses for plan in plans.values()), Counter[str]())
         if losses and not requantize:
             raise RequestError(_in_one_sentence(path, target, losses))
-        with fresh_file(place, sum(plan.num_bytes for plan in plans.values())) as fresh:
-            write_single_file(fresh, {part: plan.layout for part, plan in plans.items()}, target)
+        with fresh_file(place, sum(plan.num_bytes for plan in plans.values()), job) as fresh:
+            if not fresh.exists():
+                write_single_file(fresh, {part: plan.layout for part, plan in plans.items()}, target)
     finally:
         for source in sources.values():
             source.close()
