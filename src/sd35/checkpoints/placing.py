@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sd35.errors import OutputError, RefusedError
+from sd35.errors import OutputError, RefusedError, RequestError
 
 _LOCK, _NOTE = "lock", "job.json"
 
@@ -107,7 +107,7 @@ def _cleared(partial: Path) -> Iterator[None]:
     is_worth_keeping = False
     try:
         yield
-    except RefusedError:
+    except (RefusedError, RequestError):  # the same would be refused again
         raise
     except BaseException:
         is_worth_keeping = bool(_remains(partial))
