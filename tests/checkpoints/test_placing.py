@@ -49,10 +49,13 @@ def test_remains_are_found_by_the_same_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "job", [JOB, Job({**JOB.facts, "recipe": {"dtype": "e5m2"}}, resume=True), Job({}, resume=True)]
 )
-def test_remains_of_anything_else_are_removed(tmp_path: Path, job: Job) -> None:
-    """Without resume, or with another job, the work starts from nothing."""
+def test_remains_of_anything_else_are_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, job: Job
+) -> None:
+    """Without resume, or with another job, the work starts from nothing; who asked to resume is told."""
     stop_in_the_middle(tmp_path / "out")
     assert found(tmp_path / "out", job) == []
+    assert ("something else" in caplog.text) == job.resume
 
 
 def test_a_note_that_was_cut_off(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ interrupted, or ran out of disk is left for `--resume`.
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sd35.errors import OutputError, RefusedError, RequestError
+
+log = logging.getLogger(__name__)
 
 _LOCK, _NOTE = "lock", "job.json"
 
@@ -125,6 +128,10 @@ def _prepare(partial: Path, job: Job) -> None:
     note = partial / _NOTE
     if job.resume and note.is_file() and note.read_bytes() == job.text.encode():
         return
+    if job.resume and _remains(partial):
+        log.warning(
+            "%s holds the beginning of something else (source, recipe or version): starting anew", partial
+        )
     _empty(partial)
     note.write_text(job.text, encoding="utf-8")
 
