@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sd35.cli.console import CountBar, print_json
 from sd35.cli.output import write_whole
-from sd35.errors import MissingError, OutputError, RequestError
+from sd35.cli.prompts import read_prompts
+from sd35.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from sd35.compare.compare import Comparison
@@ -107,7 +108,7 @@ def _drawing(arguments: argparse.Namespace, name: str, folder: Path) -> "Drawing
 
     if is_drawing(folder):
         return read_drawing(folder)
-    requests = requests_for(_prompts(arguments), arguments.seed, arguments.steps)
+    requests = requests_for(read_prompts(arguments.prompts, arguments.n), arguments.seed, arguments.steps)
     config = RuntimeConfig(device=arguments.device)
     with CountBar(name, " pictures", hidden=arguments.json) as bar:
         drawing = draw_all(folder, requests, config, arguments.batch_size, bar.show)
@@ -121,31 +122,10 @@ def _layers(arguments: argparse.Namespace, folders: dict[str, Path]) -> "list[La
     from sd35.compare.layers import measure_layers
     from sd35.config import RuntimeConfig
 
-    requests = requests_for(_prompts(arguments), arguments.seed, arguments.steps)
+    requests = requests_for(read_prompts(arguments.prompts, arguments.n), arguments.seed, arguments.steps)
     config = RuntimeConfig(device=arguments.device)
     with CountBar("layers", " pictures", hidden=arguments.json) as bar:
         return measure_layers(folders["reference"], folders["candidate"], requests, config, bar.show)
-
-
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    if arguments.prompts is None:
-        from sd35.demo.prompts import held_out_prompts, trained_prompts
-
-        trained, held_out = (
-            trained_prompts(arguments.n - arguments.n // 2),
-            held_out_prompts(arguments.n // 2),
-        )
-        return [prompt.text for prompt in [*trained, *held_out]]
-    try:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise MissingError(
-            f"{arguments.prompts} can't be read ({error.strerror}): give a text file."
-        ) from error
-    prompts = [line.strip() for line in lines if line.strip()][: arguments.n]
-    if not prompts:
-        raise RequestError(f"{arguments.prompts} holds no prompts: write one on each line.")
-    return prompts
 
 
 def _report(comparison: "Comparison", layers: "Sequence[LayerFigure]") -> dict[str, Any]:
