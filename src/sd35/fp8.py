@@ -27,7 +27,7 @@ from sd35.errors import RequestError
 
 Dtype = Literal["e4m3fn", "e5m2"]
 Granularity = Literal["tensorwise", "rowwise", "blockwise"]
-Activation = Literal["dynamic", "none"]
+Activation = Literal["dynamic", "static", "none"]
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 LARGEST: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
@@ -39,8 +39,9 @@ _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 class Scheme:
     """What one linear layer is: how its weight is stored, and what happens to its input.
 
-    `activation` is "dynamic" (each token is quantised to E4M3 as it comes, the product is FP8 x FP8) or
-    "none" (the weight is FP8 in storage only, the product is taken in the compute dtype).
+    `activation` is "dynamic" (each token is quantised to E4M3 by its own amax, as it comes), "static" (all
+    tokens are quantised by one scale that a calibration has found) or "none" (the weight is FP8 in storage
+    only). With the first two the product is FP8 x FP8, with the last it is taken in the compute dtype.
     """
 
     dtype: Dtype = "e4m3fn"

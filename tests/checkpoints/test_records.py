@@ -17,7 +17,7 @@ def test_every_scheme_survives_the_header() -> None:
     """All combinations of words are written and read back."""
     words = product(get_args(Dtype), get_args(Granularity), get_args(Activation))
     schemes = {f"layer.{i}": Scheme(*word) for i, word in enumerate(words)}
-    assert len(schemes) == 12
+    assert len(schemes) == 18
     assert load_schemes({METADATA_KEY: dump_schemes(schemes)}) == schemes
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sd35.checkpoints.folder import open_folder
+from sd35.errors import RequestError
 from sd35.fp8 import Scheme
-from sd35.quantization.recipe import Recipe
+from sd35.quantization.recipe import Recipe, Rule
 
 
 def shapes(part: str) -> dict[str, torch.Size]:
@@ -52,3 +53,44 @@ def test_names_tell_recipes_apart() -> None:
     """Different recipes never share a derived folder."""
     recipes = [Recipe(), Recipe.of(Scheme("e5m2")), Recipe.of(Scheme(), with_t5=True), Recipe(adaln=None)]
     assert len({recipe.name for recipe in recipes}) == len(recipes)
+
+
+def test_the_first_rule_that_fits_decides() -> None:
+    """Rules come before the default, in their order; layers that no rule fits keep the default."""
+    rules = (
+        "*.ff.net.2=16bit",
+        "*.blocks.1.*=e5m2",
+        "transformer.transformer_blocks.1.*=e5m2-tensorwise-storage",
+    )
+    recipe = Recipe.of(Scheme(), rules=tuple(Rule.parse(text) for text in rules))
+    plan = recipe.plan("transformer", shapes("transformer"))
+    assert "transformer_blocks.1.ff.net.2" not in plan
+    assert plan["transformer_blocks.1.ff.net.0.proj"] == Scheme("e5m2", "tensorwise", "none")
+    assert plan["transformer_blocks.2.ff.net.0.proj"] == Scheme()
+    assert recipe.name != Recipe().name
+
+
+def test_rules_reach_t5_and_nothing_forbidden() -> None:
+    """A rule may ask for T5; what no recipe may touch stays 16-bit."""
+    recipe = Recipe(rules=(Rule.parse("*=e4m3fn-rowwise-storage"),))
+    assert recipe.plan("text_encoder_3", shapes("text_encoder_3"))
+    assert recipe.plan("vae", shapes("vae")) == {}
+    assert not any(
+        ".norm" not in layer and "blocks" not in layer
+        for layer in recipe.plan("transformer", shapes("transformer"))
+    )
+
+
+def test_rules_may_not_part_q_k_and_v() -> None:
+    """What is one layer at run time is refused when it is planned, not when it is loaded."""
+    with pytest.raises(RequestError, match="one layer"):
+        Recipe(rules=(Rule.parse("*.attn.to_k=16bit"),)).plan("transformer", shapes("transformer"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*.ff", "=16bit", "*=", "*=fp4", "*=e4m3fn-columnwise", "*=e5m2-rowwise-x"]
+)
+def test_bad_rules_are_refused(text: str) -> None:
+    """A rule that can't be read is a RequestError."""
+    with pytest.raises(RequestError):
+        Rule.parse(text)

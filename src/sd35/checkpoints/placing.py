@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sd35.errors import OutputError, RefusedError
+from sd35.errors import OutputError, RefusedError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _cleared(partial: Path) -> Iterator[None]:
     is_worth_keeping = False
     try:
         yield
-    except RefusedError:
+    except (RefusedError, RequestError):  # the same would be refused again
         raise
     except BaseException:
         is_worth_keeping = bool(_remains(partial))

@@ -45,7 +45,10 @@ class TensorSource:
             if weight in tensors and scale in tensors:  # whoever asks for a missing one hears of it
                 place = f"{reader.paths[0]}: {scale}"
                 tensors[scale] = checked_scale(place, tensors[scale], tensors[weight].shape, scheme)
-        return cls(reader, tensors, schemes)
+        static = [layer for layer, scheme in schemes.items() if scheme.activation == "static"]
+        names = {layer: f"{layer}.input_scale" for layer in static}
+        input_scales = {layer: tensors.pop(name) for layer, name in names.items() if name in tensors}
+        return cls(reader, tensors, schemes, input_scales)
 
     def __enter__(self) -> "TensorSource":
         return self

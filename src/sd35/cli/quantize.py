@@ -1,8 +1,11 @@
 """write the FP8 folder of a 16-bit checkpoint"""
 
 import argparse
+from pathlib import Path
 
 from sd35.cli.console import megabytes, print_json
+from sd35.cli.prompts import read_prompts
+from sd35.errors import RequestError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep activations 16-bit: slower on FP8 cards, closer to 16-bit",
     )
+    static = parser.add_argument_group("static activation scales, found by drawing with the 16-bit model")
+    static.add_argument("--static", action="store_true", help="one stored scale a layer, not one a token")
+    static.add_argument("--prompts", help="a text file, one prompt a line; default: the demo model's own")
+    static.add_argument("-n", type=int, default=16, help="how many of the prompts (default: 16)")
+    static.add_argument(
+        "--percentile", type=float, default=100.0, help="of a layer's tokens that must not saturate"
+    )
+    static.add_argument("--device", default="auto", help="where to draw; default: a card if there is one")
     parser.add_argument(
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
+    )
+    parser.add_argument(
+        "--layers",
+        action="append",
+        default=[],
+        metavar="PATTERN=SCHEME",
+        help="an exception for some layers, such as '*.ff.net.2=16bit' or '*.attn.*=e5m2-rowwise-storage'; "
+        "may be given again, and the first that fits decides",
     )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
     parser.add_argument(
@@ -43,16 +62,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Quantize and say what it came to."""
     from sd35.checkpoints.store import locate
-    from sd35.fp8 import Scheme
+    from sd35.fp8 import Activation, Scheme
     from sd35.quantization.convert import quantize
-    from sd35.quantization.recipe import Recipe
+    from sd35.quantization.recipe import Recipe, Rule
 
-    scheme = Scheme(arguments.dtype, arguments.granularity, "none" if arguments.storage_only else "dynamic")
-    recipe = Recipe.of(scheme, with_t5=arguments.t5)
+    if arguments.static and arguments.storage_only:
+        raise RequestError("--static and --storage-only exclude one another: leave one of them out.")
+    activation: Activation = "static" if arguments.static else "none" if arguments.storage_only else "dynamic"
+    rules = tuple(Rule.parse(text) for text in arguments.layers)
+    scheme = Scheme(arguments.dtype, arguments.granularity, activation)
+    recipe = Recipe.of(scheme, with_t5=arguments.t5, rules=rules)
     components = locate(arguments.components) if arguments.components else None
-    report = quantize(arguments.source, arguments.destination, recipe, components, resume=arguments.resume)
+    amax = _calibrate(arguments, components) if arguments.static else None
+    report = quantize(
+        arguments.source, arguments.destination, recipe, components, amax, resume=arguments.resume
+    )
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})
         return
     print(f"{report.path}   {report.layers} layers in FP8")
     print(f"weights   {megabytes(report.bytes_before)} -> {megabytes(report.bytes_after)}")
+
+
+def _calibrate(arguments: argparse.Namespace, components: Path | None) -> dict[str, float]:
+    """Draw with the 16-bit source and note how large the layers' inputs get."""
+    from sd35.config import RuntimeConfig
+    from sd35.quantization.calibrate import calibrate
+    from sd35.request import GenerationRequest
+    from sd35.runtime.load import load_pipeline
+
+    prompts = read_prompts(arguments.prompts, arguments.n)
+    pipeline = load_pipeline(arguments.source, RuntimeConfig(device=arguments.device), components=components)
+    requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+    return calibrate(pipeline, requests, arguments.percentile)

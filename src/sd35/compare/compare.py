@@ -45,6 +45,7 @@ class Comparison:
     candidate: Drawing
     figures: list[Figure]
     same_subject: float | None
+    psnr: list[float]  # dB, one a picture
 
 
 def requests_for(
@@ -107,7 +108,9 @@ def measure(
             columns.setdefault("outside witness cosine", []).append(cosine(witness(a), witness(b)))
     figures = [_figure(name, torch.cat(values)) for name, values in columns.items()]
     same_subject = float(torch.cat(agreed).double().mean()) if agreed else None
-    return Comparison(reference, candidate, figures, same_subject)
+    return Comparison(
+        reference, candidate, figures, same_subject, psnr=torch.cat(columns["PSNR, dB"]).tolist()
+    )
 
 
 def _figure(name: str, values: Tensor) -> Figure:

@@ -18,7 +18,11 @@ def contact_sheet(comparison: Comparison, rows: int = 8) -> Image.Image:
     ):
         top = GAP + row * (height + CAPTION + GAP)
         draw.text((GAP, top), f"{prompt}   [reference | candidate | difference x {AMPLIFY}]", fill="black")
-        difference = ImageChops.difference(reference, candidate).point(lambda value: value * AMPLIFY)
-        for column, picture in enumerate((reference, candidate, difference)):
+        for column, picture in enumerate((reference, candidate, amplified(reference, candidate))):
             sheet.paste(picture, (GAP + column * (width + GAP), top + CAPTION))
     return sheet
+
+
+def amplified(reference: Image.Image, candidate: Image.Image) -> Image.Image:
+    """|reference - candidate| times eight, what lies beyond white is white."""
+    return ImageChops.difference(reference, candidate).point(lambda value: value * AMPLIFY)

@@ -1,4 +1,4 @@
-"""The five operations of the MMDiT in plain PyTorch: the definition that every fast kernel must meet.
+"""The operations of the MMDiT in plain PyTorch: the definition that every fast kernel must meet.
 
 They run anywhere and on any dtype. What is not said here is not promised: a kernel may change the order of
 additions, never the place where something is rounded to FP8.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sd35.fp8 import BLOCK, ScaledTensor, quantize
+from sd35.fp8 import BLOCK, ScaledTensor, quantize, saturate
 
 NORM_EPSILON = 1e-6
 
@@ -18,6 +18,12 @@ NORM_EPSILON = 1e-6
 def quantize_rowwise(x: Tensor) -> ScaledTensor:
     """Each token's channels to E4M3 by the token's own amax: x [..., K] -> data [..., K], scale [..., 1]."""
     return quantize(x, "e4m3fn", "rowwise")
+
+
+def quantize_static(x: Tensor, scale: Tensor) -> ScaledTensor:
+    """All tokens to E4M3 by one scale, saturating: x [..., K], scale [] -> data [..., K], scale [..., 1]."""
+    data = saturate(x.float() / scale, torch.float8_e4m3fn)
+    return ScaledTensor(data, scale.float().reshape(1).expand(*x.shape[:-1], 1).contiguous())
 
 
 def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

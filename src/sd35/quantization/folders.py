@@ -81,7 +81,7 @@ def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite
         if layout is None and source.format == "folder" and source.paths[0].parent == own:
             _copy_weights(own, source.paths, place)
             return len(source.schemes)
-        layout = layout or Layout(source.tensors, dict(source.schemes))
+        layout = layout or Layout(source.tensors, dict(source.schemes), dict(source.input_scales))
         if not (weights := place / f"{stem}.safetensors").exists():
             write_layout(layout, weights)
         _write_config(checkpoint.config(part), place / PARTS[part].config, is_fp8=bool(layout.schemes))
@@ -95,7 +95,12 @@ def _copy_weights(own: Path, weights: list[Path], place: Path) -> None:
 
 def write_layout(layout: Layout, path: Path) -> None:
     """One part's tensors into one file, in the order of their names."""
-    tensors = dict(sorted(layout.tensors.items()))
+    static = {
+        f"{layer}.input_scale": lazy
+        for layer, lazy in layout.input_scales.items()
+        if layout.schemes[layer].activation == "static"
+    }
+    tensors = dict(sorted({**layout.tensors, **static}.items()))
     metadata = {"format": "pt"}
     if layout.schemes:
         metadata[METADATA_KEY] = dump_schemes(dict(sorted(layout.schemes.items())))

@@ -8,16 +8,23 @@ The default, and why:
 - all else stays 16-bit: the embedders, `norm_out` and `proj_out` touch every step's result at little cost;
   q/k norms and biases are vectors; the VAE and both CLIPs lose more than they save;
 - T5 by choice, and then in storage alone: its MLP outliers are for 16-bit arithmetic.
+
+Rules override the default, layer by layer: `*.ff.net.2=16bit` leaves every second MLP linear as it is. The
+first rule whose pattern fits decides. What a recipe may touch is fixed all the same: no rule makes a norm,
+an embedder, a CLIP or the VAE FP8.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from sd35.fp8 import Scheme
+from sd35.errors import RequestError
+from sd35.fp8 import Activation, Scheme
 
 _JOINT_LINEAR = re.compile(r"transformer_blocks\.\d+\.(attn|attn2|ff|ff_context)\..+")
 _ADALN = re.compile(r"transformer_blocks\.\d+\.norm1(_context)?\.linear")
@@ -26,25 +33,56 @@ _T5_LINEAR = re.compile(
 )
 
 
+# q, k and v of one attention become one layer at run time, so they must be of one scheme.
+_FUSED = re.compile(r"(.+\.)(?:to_[qkv]|add_[qkv]_proj)")
+KEEP_16BIT = "16bit"
+_ACTIVATIONS: dict[str, Activation] = {"": "dynamic", "static": "static", "storage": "none"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose `part.layer` fits a shell pattern get this scheme; None leaves them 16-bit."""
+
+    pattern: str
+    scheme: Scheme | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        """`PATTERN=SCHEME`, such as `*.ff.net.2=16bit` or `text_encoder_3.*=e5m2-rowwise-storage`."""
+        pattern, equals, name = text.rpartition("=")
+        if not equals or not pattern or not name:
+            raise RequestError(
+                f"The rule {text!r} has no scheme: write PATTERN=SCHEME, such as *.ff.*=16bit."
+            )
+        return cls(pattern, None if name == KEEP_16BIT else _scheme_named(name))
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """`blocks` for the joint blocks' linears; `adaln` and `t5` for theirs, None to leave them 16-bit."""
+    """`blocks` for the joint blocks' linears; `adaln` and `t5` for theirs, None to leave them 16-bit.
+
+    `rules` come before all three.
+    """
 
     blocks: Scheme = field(default_factory=Scheme)
     adaln: Scheme | None = field(default_factory=lambda: Scheme().storage_only())
     t5: Scheme | None = None
+    rules: tuple[Rule, ...] = ()
 
     @classmethod
-    def of(cls, scheme: Scheme, *, with_t5: bool = False) -> "Recipe":
-        """The default policy with this scheme in all its places."""
+    def of(cls, scheme: Scheme, *, with_t5: bool = False, rules: tuple[Rule, ...] = ()) -> "Recipe":
+        """The default policy with this scheme in all its places, and exceptions."""
         storage = scheme.storage_only()
-        return cls(scheme, storage, storage if with_t5 else None)
+        return cls(scheme, storage, storage if with_t5 else None, rules)
 
     @property
     def name(self) -> str:
         """Short and unique: part of a folder's name."""
         places = {"": self.blocks, "adaln-": self.adaln, "t5-": self.t5}
-        return "-".join(f"{place}{_slug(scheme)}" for place, scheme in places.items() if scheme)
+        words = [f"{place}{_slug(scheme)}" for place, scheme in places.items() if scheme]
+        if self.rules:
+            words.append(f"rules-{hashlib.sha256(repr(self.rules).encode()).hexdigest()[:8]}")
+        return "-".join(words)
 
     def plan(self, part: str, shapes: Mapping[str, torch.Size]) -> dict[str, Scheme]:
         """The scheme of each layer of a checkpoint part that becomes FP8, by the names of its tensors."""
@@ -54,13 +92,23 @@ class Recipe:
             scheme = self._scheme(part, layer) if kind == "weight" and len(shape) == 2 else None
             if scheme is not None:
                 schemes[layer] = scheme
+        _check_fused({name.removesuffix(".weight") for name in shapes}, schemes)
         return schemes
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        return asdict(self)
+        """For the manifest, as JSON gives it back."""
+        return {**asdict(self), "rules": [asdict(rule) for rule in self.rules]}
 
     def _scheme(self, part: str, layer: str) -> Scheme | None:
+        default = self._default(part, layer)
+        if default is None and not (part == "text_encoder_3" and _T5_LINEAR.fullmatch(layer)):
+            return None
+        for rule in self.rules:
+            if fnmatchcase(f"{part}.{layer}", rule.pattern):
+                return rule.scheme
+        return default
+
+    def _default(self, part: str, layer: str) -> Scheme | None:
         if part == "transformer" and _JOINT_LINEAR.fullmatch(layer):
             return self.blocks
         if part == "transformer" and _ADALN.fullmatch(layer):
@@ -70,5 +118,31 @@ class Recipe:
         return None
 
 
+def _check_fused(layers: set[str], schemes: Mapping[str, Scheme]) -> None:
+    """RequestError where rules part what is one layer at run time."""
+    groups: dict[str, set[Scheme | None]] = {}
+    for layer in layers:
+        if found := _FUSED.fullmatch(layer):
+            groups.setdefault(f"{found[1]}{'add' if 'add_' in layer else 'to'}", set()).add(
+                schemes.get(layer)
+            )
+    for group, different in sorted(groups.items()):
+        if len(different) > 1:
+            raise RequestError(
+                f"The rules give q, k and v of {group.rpartition('.')[0]} different schemes, and they are "
+                "one layer at run time: write a pattern that takes all three, such as *.attn.*."
+            )
+
+
+def _scheme_named(name: str) -> Scheme:
+    """`e4m3fn-rowwise`, `e5m2-tensorwise-storage`: what `_slug` writes."""
+    dtype, _, rest = name.partition("-")
+    granularity, _, activation = rest.partition("-")
+    if activation not in _ACTIVATIONS:
+        raise RequestError(f"The scheme {name!r} ends in {activation!r}: only -storage or -static may.")
+    return Scheme(dtype, granularity or "rowwise", _ACTIVATIONS[activation])  # type: ignore[arg-type]
+
+
 def _slug(scheme: Scheme) -> str:
-    return f"{scheme.dtype}-{scheme.granularity}" + ("" if scheme.activation == "dynamic" else "-storage")
+    word = next(word for word, activation in _ACTIVATIONS.items() if activation == scheme.activation)
+    return f"{scheme.dtype}-{scheme.granularity}" + (f"-{word}" if word else "")

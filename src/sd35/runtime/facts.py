@@ -54,7 +54,8 @@ def _tensors(part: nn.Module) -> list[torch.Tensor]:
 
 def _elements(part: nn.Module) -> int:
     """Values of the model itself: the scales of FP8 layers are none."""
-    scales = sum(layer.scale.numel() for layer in part.modules() if isinstance(layer, Fp8Linear))
+    layers = [layer for layer in part.modules() if isinstance(layer, Fp8Linear)]
+    scales = sum(layer.scale.numel() + (layer.input_scale is not None) for layer in layers)
     return sum(tensor.numel() for tensor in _tensors(part)) - scales
 
 

@@ -72,6 +72,12 @@ def load_pipeline(
     )
 
 
+def load_mmdit(checkpoint: str | Path, config: RuntimeConfig) -> MMDiT:
+    """The transformer alone, for those who draw nothing with it."""
+    opened = open_checkpoint(locate(checkpoint))
+    return _load_mmdit(opened, read_mmdit_config(opened), resolve(config))
+
+
 def identity_of(checkpoint: Checkpoint) -> str:
     """The identity of all that a picture comes from: a single file's components count too."""
     if isinstance(checkpoint, SingleFile):

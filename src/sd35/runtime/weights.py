@@ -7,6 +7,7 @@ stacked, and so are their scales, one a row: tensorwise and blockwise scales are
 which changes no value. A tensor that is missing, left over or misshapen is an error with its name.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ class Placement:
 def fill_mmdit(mmdit: MMDiT, tensors: TensorSource, placement: Placement) -> None:
     """Give an MMDiT built on the meta device all of its values."""
     source = _Source(tensors, placement)
-    for path, layers in _layers_of(mmdit):
+    for path, layers in layers_of(mmdit):
         _fill_layer(mmdit, path, layers, source)
     for path, name in _tensors_of(mmdit):
         _set_tensor(mmdit, path, source.tensor(name))
@@ -125,6 +126,19 @@ class _Source:
         device = self.placement.device
         return ScaledTensor(data.to(device), rowwise_scale(layer, scale, data.shape).to(device))
 
+    def input_scale(self, layers: tuple[str, ...]) -> Tensor:
+        """The one static activation scale of layers that share their input, float32."""
+        scales = {
+            float(self.tensors.input_scales[layer].read()) if layer in self.tensors.input_scales else math.nan
+            for layer in layers
+        }
+        if len(scales) > 1 or not 0 < min(scales) < math.inf:
+            raise CheckpointError(
+                f"{self.tensors.paths[0]}: the static activation scale of {', '.join(layers)} is missing, "
+                "not positive, or not the same for all of them: quantize the checkpoint anew."
+            )
+        return torch.tensor(scales.pop(), dtype=torch.float32, device=self.placement.device)
+
     def finish(self, also_known: frozenset[str] | set[str] = frozenset()) -> None:
         """CheckpointError if the file holds anything that nobody asked for."""
         left_over = sorted(set(self.tensors) - self._used - also_known)
@@ -159,7 +173,8 @@ def rowwise_scale(layer: str, scale: Tensor, shape: torch.Size) -> Tensor:
     return scale
 
 
-def _layers_of(mmdit: MMDiT) -> Iterator[tuple[str, tuple[str, ...]]]:
+def layers_of(mmdit: MMDiT) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each of our layers and the checkpoint's layers whose rows it stacks."""
     yield from _MODEL_LAYERS.items()
     for i, block in enumerate(mmdit.blocks):
         present = {name for name, _ in block.named_modules()}
@@ -202,7 +217,8 @@ def _fp8_linear(
         bias = _stack([source.tensor(f"{layer}.bias") for layer in layers])
         _check_shape(path, bias, plain.bias)
     kernels = choose_kernels(source.placement.kernels, weight, source.placement.dtype)
-    return Fp8Linear(weight, bias, scheme.activation, kernels)
+    input_scale = source.input_scale(layers) if scheme.activation == "static" else None
+    return Fp8Linear(weight, bias, scheme.activation, kernels, input_scale)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
