@@ -17,7 +17,6 @@ BODY = '<rect width="32" height="32" fill="#f00"/>'
 @pytest.fixture
 def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three packages as `npm pack` leaves them: one square icon, one wide one under an alias."""
-    pytest.importorskip("resvg_py")
     whole = load_vocabulary()
     subjects = tuple(
         dataclasses.replace(subject, icon=icon)
