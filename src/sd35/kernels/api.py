@@ -5,6 +5,8 @@ the tensor cores of Ada (8.9), Hopper (9.0) and later; it wants K and N in multi
 and bf16 out. A name that can't do what is asked is an error that says why; `auto` takes the first that can.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +19,28 @@ from sd35.kernels import reference
 FIRST_NATIVE_FP8 = (8, 9)
 # cuBLAS refuses products of very few rows with a long K (seen on an H100: 2 rows, K 6144 and 9728).
 FEWEST_ROWS = 16
+
+
+class Operations(Protocol):
+    """The fused operations; `reference` defines each."""
+
+    def group_statistics(self, x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:
+        """Mean and variance of each group of channels of x + added."""
+
+    def normalize(
+        self,
+        x: Tensor,
+        statistics: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        added: Tensor | None = None,
+        *,
+        silu: bool,
+    ) -> Tensor:
+        """GroupNorm of x + added by given statistics, with SiLU after it or without."""
+
+    def add_branch(self, x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+        """A residual block's sum: x + (branch + bias)."""
 
 
 def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:

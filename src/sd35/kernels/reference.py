@@ -66,3 +66,47 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v without a mask: [B, T, H, D] each -> [B, T, C]."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def group_statistics(x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:
+    """Mean and variance of each group of channels of x + added, [B, groups, 2] in float32.
+
+    x [B, C, H, W]; added [C] is the bias of the convolution that made x, which so needs no pass of its own.
+    """
+    values = _plus(x, added)
+    mean = _group_means(values, groups)
+    centred = values - _spread(mean, x.shape[1])
+    return torch.stack([mean, _group_means(centred.square_(), groups)], dim=-1)
+
+
+def normalize(
+    x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None, *, silu: bool
+) -> Tensor:
+    """GroupNorm(x + added) by the given statistics, then SiLU if asked: x [B, C, H, W], the others [C].
+
+    The statistics may be those of a larger picture, of which x is a strip.
+    """
+    mean, variance = (_spread(groups, x.shape[1]) for groups in statistics.unbind(dim=-1))
+    slope = weight.float()[:, None, None] * torch.rsqrt(variance + NORM_EPSILON)
+    offset = bias.float()[:, None, None] + (0 if added is None else added.float()[:, None, None]) * slope
+    normed = torch.addcmul(offset - mean * slope, x.float(), slope)
+    return (F.silu(normed, inplace=True) if silu else normed).to(x.dtype)
+
+
+def add_branch(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+    """x + (branch + bias): a residual block's end, [B, C, H, W] twice and [C]."""
+    return (_plus(branch, bias) + x.float()).to(x.dtype)
+
+
+def _group_means(values: Tensor, groups: int) -> Tensor:
+    """[B, C, H, W] -> [B, groups]."""
+    return values.flatten(2).mean(dim=2).unflatten(1, (groups, -1)).mean(dim=2)
+
+
+def _spread(groups: Tensor, channels: int) -> Tensor:
+    """One value a group [B, groups] -> one a channel [B, C, 1, 1]."""
+    return groups.repeat_interleave(channels // groups.shape[1], dim=1)[:, :, None, None]
+
+
+def _plus(x: Tensor, added: Tensor | None) -> Tensor:
+    return x.float() if added is None else x.float() + added.float()[:, None, None]
