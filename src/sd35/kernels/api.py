@@ -5,6 +5,7 @@ the tensor cores of Ada (8.9), Hopper (9.0) and later; it wants K and N in multi
 and bf16 out. A name that can't do what is asked is an error that says why; `auto` takes the first that can.
 """
 
+import importlib.util
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from sd35.fp8 import ScaledTensor
 from sd35.kernels import reference
 
 FIRST_NATIVE_FP8 = (8, 9)
+FIRST_WITH_BF16 = (8, 0)
 # cuBLAS refuses products of very few rows with a long K (seen on an H100: 2 rows, K 6144 and 9728).
 FEWEST_ROWS = 16
 
@@ -41,6 +43,29 @@ class Operations(Protocol):
 
     def add_branch(self, x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
         """A residual block's sum: x + (branch + bias)."""
+
+
+def triton_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels can't run on this device in this dtype, None when they can."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, not {device.type}"
+    if torch.cuda.get_device_capability(device) < FIRST_WITH_BF16:
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere, the first with bf16"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (PyTorch's CUDA builds bring it along)"
+    if dtype not in (torch.bfloat16, torch.float32):
+        return f"it computes from bf16 or float32, not {dtype}"
+    return None
+
+
+def choose_operations(wanted: Kernels, device: torch.device, dtype: torch.dtype) -> Operations:
+    """The code that runs the fused operations; DeviceError when the one demanded can't."""
+    refusal = triton_refuses(device, dtype)
+    if wanted == "reference" or refusal is not None:
+        return reference
+    from sd35.kernels import triton  # a CUDA machine's package, and half a second to import
+
+    return triton
 
 
 def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:

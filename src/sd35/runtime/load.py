@@ -10,26 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError
+from sd35.kernels.api import choose_operations
 from sd35.runtime.encoders import TextEncoder, TextEncoders
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
-from sd35.runtime.weights import Placement, fill_mmdit, fill_module
+from sd35.runtime.vae import VaeConfig, VaeDecoder
+from sd35.runtime.weights import Placement, fill_mmdit, fill_module, fill_vae_decoder
 from sd35.variants import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, Variant, variant_of
 
 log = logging.getLogger(__name__)
@@ -118,6 +117,31 @@ def read_mmdit_config(checkpoint: Checkpoint) -> MMDiTConfig:
         raise CheckpointError(f"{place} is incomplete ({error}): fetch the checkpoint again.") from error
 
 
+def read_vae_config(checkpoint: Checkpoint) -> VaeConfig:
+    """vae/config.json as our numbers; CheckpointError where it isn't SD3.5's architecture."""
+    values = checkpoint.config("vae")
+    place = f"{checkpoint.folder('vae')}/config.json"
+    channels = tuple(values.get("block_out_channels", ()))
+    has_parts = [values.get(key, True) for key in ("mid_block_add_attention", "use_post_quant_conv")]
+    factor = 2 ** (len(channels) - 1)
+    fits = values.get("latent_channels") == LATENT_CHANNELS and factor == PIXELS_PER_LATENT
+    if not fits or has_parts != [True, False]:
+        raise CheckpointError(
+            f"{place} is not of SD3.5's VAE (16 channels, factor 8, attention in the middle, no "
+            "post_quant_conv): wrong checkpoint."
+        )
+    try:
+        return VaeConfig(
+            channels=channels,
+            layers_per_level=_whole(values, "layers_per_block"),
+            groups=_whole(values, "norm_num_groups"),
+            scaling_factor=float(values["scaling_factor"]),
+            shift_factor=float(values.get("shift_factor") or 0.0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place} is incomplete ({error}): fetch the checkpoint again.") from error
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,16 +194,13 @@ def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placemen
     return mmdit.eval()
 
 
-def _load_vae(checkpoint: Checkpoint, placement: Placement) -> nn.Module:
-    config = checkpoint.config("vae")
-    factor = 2 ** (len(config.get("block_out_channels", ())) - 1)
-    if config.get("latent_channels") != LATENT_CHANNELS or factor != PIXELS_PER_LATENT:
-        raise CheckpointError(
-            f"{checkpoint.path}/vae is not SD3.5's VAE (16 channels, factor 8): wrong checkpoint."
-        )
+def _load_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
+    operations = choose_operations(placement.kernels, placement.device, placement.dtype)
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(config)
-    return _filled(vae, checkpoint, "vae", placement)
+        vae = VaeDecoder(read_vae_config(checkpoint), operations)
+    with checkpoint.tensors("vae") as tensors:
+        fill_vae_decoder(vae, tensors, placement)
+    return vae.eval()
 
 
 def _load_text_encoders(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> TextEncoders:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -18,10 +17,8 @@ from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.latents import decode, initial_latents
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.sampling import OnStep, denoise
+from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Pipeline:
     variant: Variant
     text_encoders: TextEncoders
     mmdit: MMDiT
-    vae: "AutoencoderKL"
+    vae: VaeDecoder
     shift: float
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files

@@ -105,15 +105,15 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = Norm(channels, groups)
+        self.group_norm = Norm(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, operations: Operations) -> Tensor:
         """[B, C, H, W] -> the same shape; channels-last, the tokens [B, H * W, C] are a view of it."""
-        tokens = self.norm(x, operations, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = self.group_norm(x, operations, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
         q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)
-        attended = self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        attended = self.to_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
         return x + attended.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
 
@@ -134,12 +134,12 @@ class ToPixels(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = Norm(channels, groups)
-        self.conv = Conv(channels, PIXEL_CHANNELS, 3)
+        self.conv_norm_out = Norm(channels, groups)
+        self.conv_out = Conv(channels, PIXEL_CHANNELS, 3)
 
     def forward(self, x: Tensor, operations: Operations) -> Tensor:
         """[B, C, H, W] -> [B, 3, H, W]."""
-        return self.conv(self.norm(x, operations))
+        return self.conv_out(self.conv_norm_out(x, operations))
 
 
 class VaeDecoder(nn.Module):
