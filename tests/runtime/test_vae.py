@@ -97,8 +97,8 @@ def test_statistics_of_the_whole_serve_its_strips(tmp_path: Path) -> None:
     """A strip normed by the whole picture's statistics is that strip of the normed picture."""
     x, weight, bias, added = torch.randn(2, 32, 12, 5), *torch.randn(3, 32)
     statistics = reference.group_statistics(x, 8, added)
-    whole = reference.normalize(x, statistics, weight, bias, added, silu=True)
-    strip = reference.normalize(x[:, :, 3:7], statistics, weight, bias, added, silu=True)
+    whole = reference.group_norm(x, statistics, weight, bias, added, silu=True)
+    strip = reference.group_norm(x[:, :, 3:7], statistics, weight, bias, added, silu=True)
     torch.testing.assert_close(strip, whole[:, :, 3:7])
 
 

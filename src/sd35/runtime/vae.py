@@ -58,7 +58,7 @@ class Norm(nn.Module):
     ) -> Tensor:
         """GroupNorm(x + added), then SiLU: x [B, C, H, W], added [C]."""
         statistics = operations.group_statistics(x, self.groups, added)
-        return operations.normalize(x, statistics, self.weight, self.bias, added, silu=silu)
+        return operations.group_norm(x, statistics, self.weight, self.bias, added, silu=silu)
 
 
 class Conv(nn.Module):

@@ -1,5 +1,17 @@
 """The operations as Triton kernels, by the names that `reference` gives them."""
 
-from sd35.kernels.triton.group_norm import add_branch, group_statistics, normalize
+from sd35.kernels.triton.gelu import gelu, take
+from sd35.kernels.triton.group_norm import add_branch, group_norm, group_statistics
+from sd35.kernels.triton.heads import place_heads
+from sd35.kernels.triton.modulate import modulate, settle
 
-__all__ = ["add_branch", "group_statistics", "normalize"]
+__all__ = [
+    "add_branch",
+    "gelu",
+    "group_norm",
+    "group_statistics",
+    "modulate",
+    "place_heads",
+    "settle",
+    "take",
+]

@@ -47,14 +47,14 @@ def group_statistics(x: Tensor, groups: int, added: Tensor | None = None) -> Ten
     return statistics
 
 
-def normalize(
+def group_norm(
     x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None, *, silu: bool
 ) -> Tensor:
-    """`reference.normalize`, of channels-last x."""
+    """`reference.group_norm`, of channels-last x."""
     batch, channels, pixels = _sizes(x)
     block_pixels, block_channels = _tile(channels)
     out = torch.empty_like(x)
-    normalize_kernel[(triton.cdiv(pixels, block_pixels), batch)](
+    group_norm_kernel[(triton.cdiv(pixels, block_pixels), batch)](
         x, statistics, weight, bias, x if added is None else added, out,
         pixels, channels, statistics.shape[1], NORM_EPSILON,
         ADDED=added is not None, SILU=silu,
@@ -171,7 +171,7 @@ def join_statistics_kernel(
 
 
 @triton.jit
-def normalize_kernel(
+def group_norm_kernel(
     x, statistics, weight, bias, added, out,
     pixels, channels, groups, epsilon,
     ADDED: tl.constexpr, SILU: tl.constexpr,
@@ -187,7 +187,8 @@ def normalize_kernel(
     variance = tl.load(group + 1, mask=is_channel, other=1.0)
     if ADDED:
         centre -= tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
-    slope = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32) * tl.rsqrt(variance + epsilon)
+    slope = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
+    slope *= tl.rsqrt(variance + epsilon)
     shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
     mask = (pixel < pixels)[:, None] & is_channel[None, :]
     place = batch * pixels * channels + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
