@@ -20,20 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd35.request import Picture, PromptTexts
+from sd35.runtime.embeds import EmbedsKey, PromptCache, PromptEmbeds
 
 CLIP_TOKENS = 77
-
-
-@dataclass(frozen=True)
-class PromptEmbeds:
-    """Encoded prompts, one row each: `sequence` [B, T, C] and `pooled` [B, P]."""
-
-    sequence: Tensor
-    pooled: Tensor
-
-    def gather(self, rows: list[int]) -> "PromptEmbeds":
-        """These rows, in this order; a row may come more than once."""
-        return PromptEmbeds(self.sequence[rows], self.pooled[rows])
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ class TextEncoders:
     clip_g: TextEncoder
     t5: TextEncoder | None
     width: int  # of the sequence: T5's, and what the MMDiT expects
+    identity: str  # of the checkpoint that they come from
 
     def encode(self, prompts: Sequence[PromptTexts], max_sequence_length: int) -> PromptEmbeds:
         """One row for each prompt."""
@@ -76,18 +66,23 @@ class TextEncoders:
         return self.t5.model(self.t5.tokens(texts, length))[0]
 
 
-def encode(encoders: TextEncoders, pictures: Sequence[Picture]) -> PromptEmbeds:
+def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCache) -> PromptEmbeds:
     """Embeds for a batch: one row a picture, after one negative row a picture where guidance is on.
 
-    Each distinct text is encoded once, however many pictures share it.
+    Each distinct text is encoded once, by itself, and not at all if the cache has kept it.
     """
     settings = pictures[0].settings
     prompts = [picture.prompt for picture in pictures]
     if settings.guided:
         prompts = [picture.negative_prompt for picture in pictures] + prompts
-    distinct = list(dict.fromkeys(prompts))
-    embeds = encoders.encode(distinct, settings.max_sequence_length)
-    return embeds.gather([distinct.index(prompt) for prompt in prompts])
+    length = settings.max_sequence_length
+    rows = {prompt: _recalled(encoders, prompt, length, cache) for prompt in dict.fromkeys(prompts)}
+    return PromptEmbeds.join([rows[prompt] for prompt in prompts])
+
+
+def _recalled(encoders: TextEncoders, prompt: PromptTexts, length: int, cache: PromptCache) -> PromptEmbeds:
+    key = EmbedsKey(prompt, length, encoders.identity)
+    return cache.recall(key, lambda: encoders.encode([prompt], length))
 
 
 def _clip(encoder: TextEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -62,15 +62,15 @@ def load_pipeline(
     opened = open_checkpoint(locate(checkpoint), components)
     placement = resolve(config)
     log.debug("loading %s on %s, compute in %s", opened.path, placement.device, placement.dtype)
-    mmdit_config = read_mmdit_config(opened)
+    mmdit_config, known_as = read_mmdit_config(opened), identity_of(opened)
     return Pipeline(
         variant=variant or _recognise(opened, mmdit_config),
-        text_encoders=_load_text_encoders(opened, mmdit_config, placement),
+        text_encoders=_load_text_encoders(opened, mmdit_config.text_channels, known_as, placement),
         mmdit=_load_mmdit(opened, mmdit_config, placement),
         vae=_load_vae(opened, placement),
         shift=_read_shift(opened),
         device=placement.device,
-        identity=identity_of(opened),
+        identity=known_as,
         recorder=Recorder() if placement.cuda_graphs else None,
     )
 
@@ -220,7 +220,9 @@ def _load_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
     return vae.eval()
 
 
-def _load_text_encoders(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> TextEncoders:
+def _load_text_encoders(
+    checkpoint: Checkpoint, width: int, known_as: str, placement: Placement
+) -> TextEncoders:
     t5 = None
     if "text_encoder_3" in checkpoint.parts:
         t5 = TextEncoder(_tokenizer(checkpoint, "tokenizer_3", T5Tokenizer), _load_t5(checkpoint, placement))
@@ -228,7 +230,8 @@ def _load_text_encoders(checkpoint: Checkpoint, config: MMDiTConfig, placement: 
         clip_l=_load_clip(checkpoint, "", placement),
         clip_g=_load_clip(checkpoint, "_2", placement),
         t5=t5,
-        width=config.text_channels,
+        width=width,
+        identity=known_as,
     )
 
 
