@@ -102,7 +102,7 @@ class MMDiT(nn.Module):
         `context` [B, T, C] and `table` [B, rows, C] are the conditioning's, the table that of one step.
         """
         height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
-        patches = self.patch_embed(latents).flatten(2).transpose(1, 2) + self._positions(height, width)
+        patches = self.patch_embed(latents).flatten(2).mT.contiguous() + self._positions(height, width)
         sample, text = Residual(patches), Residual(context)
         *tables, final = table.split(self._table_rows(), dim=1)
         for i, (block, rows) in enumerate(zip(self._blocks(), tables, strict=True)):

@@ -22,16 +22,17 @@ SMALLEST_SCALE = tl.constexpr(1.1754943508222875e-38)  # float32's smallest norm
 def e4m3_bits(x, NATIVE: tl.constexpr):
     """float32 -> E4M3 as uint8: to nearest even, saturating, NaN stays NaN."""
     if NATIVE:
-        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    bits = x.to(tl.int32, bitcast=True)
-    sign = (bits >> 24) & 0x80
-    magnitude = bits & 0x7FFFFFFF
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    # 2^14 has the bits 0x46800000.
-    small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
-    code = tl.where(magnitude < (121 << 23), small, tl.minimum(normal, 0x7E))
-    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
-    return (sign | code).to(tl.uint8)
+        code = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+        # 2^14 has the bits 0x46800000.
+        small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+        rounded = tl.where(magnitude < (121 << 23), small, tl.minimum(normal, 0x7E))
+        rounded = tl.where(magnitude > 0x7F800000, 0x7F, rounded)
+        code = (((bits >> 24) & 0x80) | rounded).to(tl.uint8)
+    return code
 
 
 @triton.jit
@@ -39,8 +40,10 @@ def row_scale(x, FORM: tl.constexpr, input_scale):
     """The scale of one row: amax / 448, never 0, or the one that a calibration has found."""
     if FORM == DYNAMIC:
         amax = tl.max(tl.abs(x), axis=0)
-        return tl.where(amax == 0.0, 1.0, tl.maximum(amax / LARGEST, SMALLEST_SCALE))
-    return tl.load(input_scale)
+        scale = tl.where(amax == 0.0, 1.0, tl.maximum(amax / LARGEST, SMALLEST_SCALE))
+    else:
+        scale = tl.load(input_scale)
+    return scale
 
 
 @triton.jit
