@@ -7,7 +7,7 @@ What the MMDiT reads is made of their results so:
     pooled     [ CLIP-L pooled | CLIP-G pooled ]
 
 The CLIP tokens are those of the last layer but one. No encoder masks its padding: the model was trained
-so. Without T5 its tokens are zeros. The modules are transformers' own classes; encoding follows
+so. Without T5 its tokens are zeros. The models are in `text_models.py`; encoding follows
 `StableDiffusion3Pipeline.encode_prompt` of diffusers, which the tests hold it to.
 """
 
@@ -32,6 +32,10 @@ class TextEncoder:
     tokenizer: Callable[..., Any]
     model: nn.Module
 
+    def encode(self, texts: list[str], length: int) -> Any:
+        """What the model makes of these texts."""
+        return self.model(self.tokens(texts, length))
+
     def tokens(self, texts: list[str], length: int) -> Tensor:
         """Token ids [B, length], padded and cut to the length."""
         batch = self.tokenizer(
@@ -53,8 +57,8 @@ class TextEncoders:
 
     def encode(self, prompts: Sequence[PromptTexts], max_sequence_length: int) -> PromptEmbeds:
         """One row for each prompt."""
-        tokens_l, pooled_l = _clip(self.clip_l, [prompt.clip_l for prompt in prompts])
-        tokens_g, pooled_g = _clip(self.clip_g, [prompt.clip_g for prompt in prompts])
+        tokens_l, pooled_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
+        tokens_g, pooled_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
         clip = torch.cat([tokens_l, tokens_g], dim=-1)
         clip = F.pad(clip, (0, self.width - clip.shape[-1]))
         t5 = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clip)
@@ -63,7 +67,7 @@ class TextEncoders:
     def _t5(self, texts: list[str], length: int, like: Tensor) -> Tensor:
         if self.t5 is None:
             return like.new_zeros(len(texts), length, self.width)
-        return self.t5.model(self.t5.tokens(texts, length))[0]
+        return self.t5.encode(texts, length)
 
 
 def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCache) -> PromptEmbeds:
@@ -83,9 +87,3 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
 def _recalled(encoders: TextEncoders, prompt: PromptTexts, length: int, cache: PromptCache) -> PromptEmbeds:
     key = EmbedsKey(prompt, length, encoders.identity)
     return cache.recall(key, lambda: encoders.encode([prompt], length))
-
-
-def _clip(encoder: TextEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens [B, 77, C] of the last layer but one, and the pooled projection [B, P]."""
-    out = encoder.model(encoder.tokens(texts, CLIP_TOKENS), output_hidden_states=True)
-    return out.hidden_states[-2], out.text_embeds
