@@ -63,6 +63,18 @@ def quick_gelu(x: Tensor) -> Tensor:
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
+class Table(nn.Module):
+    """A vector for each number. (`nn.Embedding` fills itself at random, even where it has no memory.)"""
+
+    def __init__(self, rows: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, channels))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[...] -> [..., C]."""
+        return F.embedding(rows, self.weight)
+
+
 class ClipTextModel(nn.Module):
     """CLIP's text encoder; what it gives is the last layer's input and the pooled projection."""
 
@@ -101,8 +113,8 @@ class ClipEmbeddings(nn.Module):
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.channels)
-        self.position_embedding = nn.Embedding(config.positions, config.channels)
+        self.token_embedding = Table(config.vocabulary, config.channels)
+        self.position_embedding = Table(config.positions, config.channels)
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, C]."""
@@ -138,7 +150,7 @@ class T5Encoder(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocabulary, config.channels)
+        self.shared = Table(config.vocabulary, config.channels)
         self.encoder = nn.ModuleDict(
             {
                 "embed_tokens": self.shared,  # its other name
@@ -170,7 +182,7 @@ class T5Block(nn.Module):
         }
         attention["o"] = nn.Linear(inner, config.channels, bias=False)
         if is_first:
-            attention["relative_attention_bias"] = nn.Embedding(config.buckets, config.num_heads)
+            attention["relative_attention_bias"] = Table(config.buckets, config.num_heads)
         mlp = {name: nn.Linear(config.channels, config.mlp_channels, bias=False) for name in ("wi_0", "wi_1")}
         mlp["wo"] = nn.Linear(config.mlp_channels, config.channels, bias=False)
         parts = {"SelfAttention": nn.ModuleDict(attention), "DenseReluDense": nn.ModuleDict(mlp)}

@@ -2,8 +2,8 @@
 
     python tests/kernels/triton_kernels/compile_ahead.py
 
-The operations run on bf16 tensors of the widths of Large and of the VAEs, with launches recorded and not carried out; each
-distinct one is then compiled for every generation of cards since Ampere.
+The operations run on bf16 tensors of the widths of Large and of the VAEs, with launches recorded and not
+carried out; each distinct one is then compiled for every generation of cards since Ampere.
 """
 
 import sys
