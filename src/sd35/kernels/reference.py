@@ -114,8 +114,8 @@ def group_statistics(x: Tensor, groups: int, added: Tensor | None = None) -> Ten
     """
     values = _plus(x, added)
     mean = _group_means(values, groups)
-    centred = values - _spread(mean, x.shape[1])
-    return torch.stack([mean, _group_means(centred.square_(), groups)], dim=-1)
+    squares = values.sub_(_spread(mean, x.shape[1])).square_()
+    return torch.stack([mean, _group_means(squares, groups)], dim=-1)
 
 
 def group_norm(
@@ -134,7 +134,7 @@ def group_norm(
 
 def add_branch(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
     """x + (branch + bias): a residual block's end, [B, C, H, W] twice and [C]."""
-    return (_plus(branch, bias) + x.float()).to(x.dtype)
+    return _plus(branch, bias).add_(x).to(x.dtype)
 
 
 def _group_means(values: Tensor, groups: int) -> Tensor:
@@ -148,7 +148,9 @@ def _spread(groups: Tensor, channels: int) -> Tensor:
 
 
 def _plus(x: Tensor, added: Tensor | None) -> Tensor:
-    return x.float() if added is None else x.float() + added.float()[:, None, None]
+    """x + added in float32, in new memory."""
+    copy = x.to(torch.float32, copy=True)
+    return copy if added is None else copy.add_(added[:, None, None])
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
