@@ -79,7 +79,7 @@ def test_equals_diffusers_in_float32(config: VaeConfig, size: tuple[int, int], t
 
 @torch.inference_mode()
 def test_no_stage_permutes(tmp_path: Path) -> None:
-    """From the first convolution to the last, a pixel's channels lie side by side."""
+    """From the first convolution to the last, a pixel's channels lie side by side, and a kernel's too."""
     ours = ours_of(SMALL, theirs_of(SMALL).state_dict(), tmp_path)
     order: list[bool] = []
     for stage in ours.stages:
@@ -89,6 +89,8 @@ def test_no_stage_permutes(tmp_path: Path) -> None:
             )
         )
     ours(torch.randn(1, 16, 8, 6))
+    kernels = [parameter for parameter in ours.parameters() if parameter.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert order == [True] * (2 * len(ours.stages))
 
 
