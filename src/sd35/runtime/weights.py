@@ -105,7 +105,7 @@ def fill_module(
     placement: Placement,
     shared: tuple[str, ...] = (),
 ) -> None:
-    """Give a library's module, built on the meta device, all of its values under its own names.
+    """Give a module that bears the checkpoint's names, built on the meta device, all of its values.
 
     `shared` are names of one and the same tensor: the file may hold it under any of them.
     """
