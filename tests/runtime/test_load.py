@@ -31,6 +31,11 @@ from sd35.variants import VARIANTS
         ("vae/config.json", {"use_post_quant_conv": True}, "post_quant_conv"),
         ("vae/config.json", {"mid_block_add_attention": False}, "attention in the middle"),
         ("vae/config.json", {"scaling_factor": ...}, "scaling_factor"),
+        ("text_encoder/config.json", {"eos_token_id": ...}, "eos_token_id"),
+        ("text_encoder_2/config.json", {"num_attention_heads": 7}, "no multiple of num_attention_heads"),
+        ("text_encoder_3/config.json", {"d_kv": ...}, "d_kv"),
+        ("text_encoder_3/config.json", {"relative_attention_num_buckets": 2}, "no multiple of 4"),
+        ("text_encoder_3/config.json", {"relative_attention_max_distance": 32}, "max_distance is 32"),
         ("vae/config.json", {"layers_per_block": ...}, "layers_per_block"),
     ],
 )

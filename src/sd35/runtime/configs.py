@@ -78,6 +78,7 @@ def read_clip_config(checkpoint: Checkpoint, part: str) -> ClipConfig:
     """The config.json of one of the two CLIP encoders; CheckpointError where a number is missing."""
     values = checkpoint.config(part)
     try:
+        _check_multiple(values, "hidden_size", "num_attention_heads")
         return ClipConfig(
             num_layers=_whole(values, "num_hidden_layers"),
             channels=_whole(values, "hidden_size"),
@@ -98,6 +99,7 @@ def read_t5_config(checkpoint: Checkpoint) -> T5Config:
     """text_encoder_3/config.json; CheckpointError where a number is missing."""
     values = checkpoint.config("text_encoder_3")
     try:
+        _check_multiple(values, "relative_attention_num_buckets", 4)
         return T5Config(
             num_layers=_whole(values, "num_layers"),
             channels=_whole(values, "d_model"),
@@ -106,7 +108,7 @@ def read_t5_config(checkpoint: Checkpoint) -> T5Config:
             head_dim=_whole(values, "d_kv"),
             vocabulary=_whole(values, "vocab_size"),
             buckets=_whole(values, "relative_attention_num_buckets"),
-            max_distance=_whole(values, "relative_attention_max_distance"),
+            max_distance=_beyond(values, "relative_attention_max_distance", "relative_attention_num_buckets"),
             epsilon=float(values["layer_norm_epsilon"]),
         )
     except _INCOMPLETE as error:
@@ -124,12 +126,25 @@ def read_shift(checkpoint: Checkpoint) -> float:
     return float(shift)
 
 
+def _beyond(values: dict[str, Any], key: str, other: str) -> int:
+    """A number that has to be larger than another."""
+    if _whole(values, key) <= _whole(values, other):
+        raise ValueError(f"{key} is {values[key]}, which is not above {other}")
+    return _whole(values, key)
+
+
+def _check_multiple(values: dict[str, Any], key: str, of: str | int) -> None:
+    divisor = _whole(values, of) if isinstance(of, str) else of
+    if _whole(values, key) % divisor:
+        raise ValueError(f"{key} is {values[key]}, which is no multiple of {of}")
+
+
 def _place(checkpoint: Checkpoint, part: str) -> Path:
     return checkpoint.folder(part) / "config.json"
 
 
 def _incomplete(place: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{place} is incomplete ({error}): fetch the checkpoint again.")
+    return CheckpointError(f"{place} is incomplete or wrong ({error}): fetch the checkpoint again.")
 
 
 def _whole(values: dict[str, Any], key: str) -> int:
