@@ -115,6 +115,7 @@ class MMDiT(nn.Module):
         """Latents -> one token a patch [B, height * width, C]: `patch_embed` as one product."""
         patches = latents.unflatten(3, (width, PATCH_SIZE)).unflatten(2, (height, PATCH_SIZE))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        assert self.patch_embed.bias is not None
         start = self._positions(height, width) + self.patch_embed.bias
         weight = self.patch_embed.weight.flatten(1).T
         return torch.baddbmm(start.expand(len(patches), -1, -1), patches, weight.expand(len(patches), -1, -1))
