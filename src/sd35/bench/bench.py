@@ -19,13 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sd35.bench.results import OURS, Report, Row, empty_row, work_of
+from sd35.bench.results import Report, Row, empty_row, work_of
 from sd35.bench.work import shapes_of
-from sd35.bench.workload import Workload
+from sd35.bench.workload import OURS, Workload
 
-OnRow = Callable[[Report], None]  # called whenever the report has grown
+OnProgress = Callable[[Report, str], None]  # the report has grown; what there is to say of it
 
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+_LONGEST_REASON = 300  # characters
 _REPEAT_SHARE = 0.15  # of the budget, kept back for our engine's second turn
 
 
@@ -50,7 +51,7 @@ class Outcome:
     failure: str | None = None
 
 
-def bench(plan: Plan, machine: dict[str, Any], on_row: OnRow) -> Report:
+def bench(plan: Plan, machine: dict[str, Any], on_progress: OnProgress) -> Report:
     """Measure all engines of the plan; a failing one costs its own row alone."""
     report = Report(machine, plan.workload.stage, work_of(shapes_of(plan.workload)))
     deadline = time.monotonic() + plan.budget
@@ -60,11 +61,11 @@ def bench(plan: Plan, machine: dict[str, Any], on_row: OnRow) -> Report:
         left = deadline - time.monotonic() - reserve
         outcome = _turn(plan, engine, left, with_extras=True)
         _enter(report, outcome, engine, plan.workload)
-        on_row(report)
+        on_progress(report, _words(engine, outcome))
     if repeats:
         outcome = _turn(plan, OURS, deadline - time.monotonic(), with_extras=False)
         report.drift = _drift(report, outcome)
-        on_row(report)
+        on_progress(report, _words(f"{OURS} again", outcome))
     return report
 
 
@@ -133,12 +134,22 @@ def _drift(report: Report, again: Outcome) -> dict[str, float] | None:
     return {"first_ms_per_step": first.ms_per_step, "last_ms_per_step": again.row.ms_per_step}
 
 
+def _words(engine: str, outcome: Outcome) -> str:
+    """How an engine did, in a line."""
+    if outcome.row is None:
+        return f"{engine}: {outcome.failure}"
+    if outcome.row.ms_per_step is None:
+        return f"{engine}: {outcome.row.seconds:.3f} s"
+    return f"{engine}: {outcome.row.ms_per_step:.1f} ms/step"
+
+
 def _reason(code: int, complaints: str) -> str:
-    """The last thing a process said before it failed; out-of-memory errors say it on several lines."""
+    """Why a process failed: the signal that ended it, or the last error that it named."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}, as a system short of memory does"
     lines = [line.strip() for line in complaints.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
-    last = (errors or lines or [f"it ended with code {code} and said nothing"])[-1]
-    return last.removeprefix("sd35.errors.")[:300]
+    return (errors or lines or [f"ended with code {code} without a word"])[-1][:_LONGEST_REASON]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

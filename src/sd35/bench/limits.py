@@ -87,9 +87,7 @@ def _fp8_product(m: int, k: int, n: int, device: torch.device) -> Any:
     x = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
     weight = torch.randn(n, k, device=device).to(torch.float8_e4m3fn)
     scales = {"scale_a": torch.ones(m, 1, device=device), "scale_b": torch.ones(1, n, device=device)}
-    return lambda: torch._scaled_mm(
-        x, weight.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    return lambda: torch._scaled_mm(x, weight.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def _attention_rates(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> dict[str, float]:

@@ -7,7 +7,6 @@ linears. Weights, prompts, noise, sizes and steps are those of our own engine; t
 knows torchao.
 """
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,8 +41,13 @@ from sd35.runtime.pipeline import StageClock
 from sd35.runtime.sampling import OnStep
 from sd35.runtime.weights import Placement, fill_module
 
-log = logging.getLogger(__name__)
-
+# What `encode_prompt` gives, in its order.
+_EMBEDS = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 COMPILE_BACKEND = "inductor"
 _FP8_LAYERS = re.compile(r"transformer_blocks\.\d+\.(attn|attn2|ff|ff_context)\..+")
 
@@ -86,8 +90,6 @@ class DiffusersEngine:
 
     def _encode(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         picture = pictures[0]
-        names = ("prompt_embeds", "negative_prompt_embeds")
-        names += ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         encoded = self._pipe.encode_prompt(
             prompt=picture.prompt.clip_l,
             prompt_2=picture.prompt.clip_g,
@@ -97,7 +99,7 @@ class DiffusersEngine:
             negative_prompt=picture.negative_prompt.clip_l,
             max_sequence_length=picture.settings.max_sequence_length,
         )
-        return dict(zip(names, encoded, strict=True))
+        return dict(zip(_EMBEDS, encoded, strict=True))
 
     def _random_embeds(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         sequence, pooled, count = self._embeds.sequence, self._embeds.pooled, len(pictures)
@@ -231,7 +233,9 @@ def _text_encoder(checkpoint: RandomCheckpoint, suffix: str, placement: Placemen
         return _filled(t5, checkpoint, part, placement, SHARED_T5)
     for module in clip.modules():
         if "position_ids" in module._buffers:  # counts, and is in no checkpoint
-            module.position_ids = torch.arange(config["max_position_embeddings"], device=placement.device)[None]
+            module.position_ids = torch.arange(config["max_position_embeddings"], device=placement.device)[
+                None
+            ]
     return _filled(clip, checkpoint, part, placement)
 
 
@@ -242,7 +246,11 @@ def _tokenizer(checkpoint: RandomCheckpoint, suffix: str) -> Any:
 
 
 def _filled(
-    model: nn.Module, checkpoint: RandomCheckpoint, part: str, placement: Placement, shared: tuple[str, ...] = ()
+    model: nn.Module,
+    checkpoint: RandomCheckpoint,
+    part: str,
+    placement: Placement,
+    shared: tuple[str, ...] = (),
 ) -> nn.Module:
     with checkpoint.tensors(part) as tensors:
         fill_module(model, tensors, placement, shared)

@@ -18,10 +18,6 @@ from sd35.bench.work import Shapes, attention_flop, linear_flop
 from sd35.bench.workload import Workload
 from sd35.errors import CheckpointError
 
-OURS = "sd35"
-PEERS = ("diffusers-eager", "diffusers-compile", "torchao-compile")
-ENGINES = (OURS, *PEERS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -25,7 +25,7 @@ class StepMarks:
         """A step is over, or on its way: the listener of a drawing."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
             self._instants.append(time.perf_counter())
@@ -36,9 +36,7 @@ class StepMarks:
         if self._events:
             pairs = zip(self._events, self._events[1:], strict=False)
             return [begin.elapsed_time(end) for begin, end in pairs]
-        return [
-            1e3 * (end - begin) for begin, end in zip(self._instants, self._instants[1:], strict=False)
-        ]
+        return [1e3 * (end - begin) for begin, end in zip(self._instants, self._instants[1:], strict=False)]
 
 
 class FirstStep:
@@ -69,7 +67,9 @@ def spread(values: Sequence[float]) -> float:
     return tenths[-1] - tenths[0]
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, rounds: int = 10, warm: int = 3) -> float:
+def median_seconds(
+    work: Callable[[], object], device: torch.device, rounds: int = 10, warm: int = 3
+) -> float:
     """The median time of a piece of work that fills the device."""
     marks = StepMarks(device)
     for _ in range(warm):

@@ -11,8 +11,7 @@ from contextlib import redirect_stdout
 from typing import IO, Any
 
 from sd35.bench.measure import Engine, measure
-from sd35.bench.results import OURS
-from sd35.bench.workload import Workload
+from sd35.bench.workload import OURS, Workload
 from sd35.errors import Sd35Error
 
 
@@ -23,7 +22,7 @@ def main() -> int:
         with redirect_stdout(sys.stderr):
             work(task, out)
     except Sd35Error as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 

@@ -13,6 +13,8 @@ from sd35.errors import RequestError
 from sd35.request import GenerationRequest, Picture
 from sd35.variants import Variant, variant_named
 
+OURS = "sd35"
+PEERS = ("diffusers-eager", "diffusers-compile", "torchao-compile")
 STAGES = ("encode", "denoise", "decode")
 MAX_ROUNDS = 1_000
 
