@@ -9,6 +9,7 @@ knows torchao.
 
 import re
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -36,7 +37,6 @@ from sd35.errors import LibraryError
 from sd35.request import Picture
 from sd35.runtime.latents import initial_latents
 from sd35.runtime.load import resolve
-from sd35.runtime.machine import installed_version
 from sd35.runtime.pipeline import StageClock
 from sd35.runtime.sampling import OnStep
 from sd35.runtime.weights import Placement, fill_module
@@ -145,7 +145,7 @@ def diffusers_compile(workload: Workload) -> DiffusersEngine:
 
 def torchao_compile(workload: Workload) -> DiffusersEngine:
     """torchao's FP8 (weights a row each, activations a token each, as they come) and torch.compile."""
-    if installed_version("torchao") is None:
+    if find_spec("torchao") is None:
         raise LibraryError("torchao is not installed: pip install torchao adds it.")
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 

@@ -12,6 +12,11 @@ from sd35.variants import VARIANTS
 
 Result = dict[str, Any]
 _GIB = 2**30
+_PEER_TITLES = {
+    "diffusers-eager": "diffusers",
+    "diffusers-compile": "diffusers, compiled",
+    "torchao-compile": "torchao FP8, compiled",
+}
 
 
 def short_table(result: Result) -> str:
@@ -29,38 +34,45 @@ def short_table(result: Result) -> str:
 
 
 def readme_section(results: Iterable[Result]) -> str:
-    """The README's table of all measured rows, with its heading; empty while there are none."""
-    measured = [(result, row) for result in results for row in result["rows"] if not row.get("reason")]
-    if not measured:
+    """The README's table, one line for each of our rows that has steps; empty while there are none."""
+    ours = [(result, row) for result in results for row in result["rows"] if _is_for_readme(row)]
+    if not ours:
         return ""
-    measured.sort(key=lambda pair: (list(VARIANTS).index(pair[1]["variant"]), _order(pair[1])))
-    machines = dict.fromkeys(_machine(result) for result, _ in measured)
+    ours.sort(key=lambda pair: _order(pair[1]))
+    machines = list(dict.fromkeys(_machine(result) for result, _ in ours))
+    head = ["work", f"**{OURS}**", *_PEER_TITLES.values(), "picture", "peak memory", "first call"]
     lines = [
         "## Speed",
         "",
-        f"Measured side by side by `sd35 bench` on {' and '.join(machines)}, with random weights at full "
-        "size ([results](benchmarks/results)). ms/step is the median; a picture is from prompt to pixels.",
+        f"Milliseconds of a denoising step, and what else {OURS} takes: seconds from prompt to pixels,",
+        "memory, and the time until the first step is done. Each line is one run of `sd35 bench`: the same",
+        f"work for everyone, with random weights at full size, on {' or '.join(machines)}",
+        "([results](benchmarks/results)).",
         "",
-        "| work | engine | ms/step | a picture | peak memory | first call |",
-        "|---|---|---|---|---|---|",
+        _line(head),
+        _line(["---"] * len(head)),
     ]
-    lines += [_readme_row(result, row) for result, row in measured]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_readme_line(result, row, machines) for result, row in ours)])
 
 
-def _readme_row(result: Result, row: Result) -> str:
-    stage = result.get("stage")
-    work = f"{VARIANTS[row['variant']].title}, {_work(row)}" + (f", {stage} alone" if stage else "")
-    name = f"**{row['engine']}**" if row["engine"] == OURS else row["engine"]
-    if row.get("mode", "exact") != "exact":
-        name += f" ({row['mode']})"
-    seconds = row["seconds"] / row["images"] if row["seconds"] else None
-    figures = (_ms(row["ms_per_step"]), _s(seconds), _gib(row["peak_bytes"]), _s(row["first_call_seconds"]))
-    return "| " + " | ".join((work, name, *figures)) + " |"
+def _is_for_readme(row: Result) -> bool:
+    return row["engine"] == OURS and row["ms_per_step"] is not None
 
 
 def _order(row: Result) -> tuple[Any, ...]:
-    return row["width"] * row["height"], row["images"], row["steps"], row["ms_per_step"] or 0.0
+    return list(VARIANTS).index(row["variant"]), row["width"] * row["height"], row["images"], row["mode"]
+
+
+def _readme_line(result: Result, ours: Result, machines: Sequence[str]) -> str:
+    stage = f", {result['stage']} alone" if result.get("stage") else ""
+    mode = f", {ours['mode']}" if ours["mode"] != "exact" else ""
+    place = f", {_machine(result)}" if len(machines) > 1 else ""
+    work = f"{VARIANTS[ours['variant']].title}, {_work(ours)}{stage}{mode}{place}"
+    same = {row["engine"]: row["ms_per_step"] for row in result["rows"] if _work(row) == _work(ours)}
+    peers = [_ms(same.get(engine)) for engine in _PEER_TITLES]
+    picture = ours["seconds"] / ours["images"] if ours["seconds"] and not result.get("stage") else None
+    rest = [_s(picture), _gib(ours["peak_bytes"]), _s(ours["first_call_seconds"])]
+    return _line([work, f"**{_ms(ours['ms_per_step'])}**", *peers, *rest])
 
 
 def _headline(result: Result) -> str:

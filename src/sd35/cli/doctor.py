@@ -47,4 +47,5 @@ def _print(diagnosis: "Diagnosis") -> None:
 def _print_operation(operation: "Operation") -> None:
     print(f"\n{operation.name}: {operation.chosen}")
     for candidate in operation.candidates:
-        print(f"  {candidate.name:<18}{candidate.refusal or 'can run here'}")
+        standing = "taken" if candidate.name == operation.chosen else "could run, and others come first"
+        print(f"  {candidate.name:<18}{candidate.refusal or standing}")
