@@ -13,22 +13,23 @@ from sd35.runtime import machine
 def test_a_cpu_has_its_reasons() -> None:
     """On a CPU the FP8 product is the reference's, and what needs a card says so."""
     diagnosis = examine(RuntimeConfig(device="cpu", compute_dtype="fp32"))
-    product, attention = diagnosis.operations
+    fused, product, attention = diagnosis.operations
     assert (diagnosis.device, diagnosis.compute_dtype) == ("cpu", "float32")
-    assert product.chosen == "reference"
+    assert fused.chosen == product.chosen == "reference"
+    assert "it needs a CUDA device" in (fused.candidates[0].refusal or "")
     assert {one.name: one.refusal for one in product.candidates} == {
         "cublas": "it needs a CUDA device, not cpu",
         "reference": None,
     }
-    assert attention.chosen == "flash"
-    assert [one.name for one in attention.candidates if one.refusal is None] == ["flash", "math"]
+    assert attention.chosen == "sdpa"
+    assert [one.name for one in attention.candidates if one.refusal is None] == ["sdpa"]
 
 
 def test_the_choice_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where cuBLAS has no reason against it, it is taken: choice and reasons come from one function."""
     monkeypatch.setattr("sd35.kernels.api.cublas_refuses", lambda weight, dtype: None)
     monkeypatch.setattr(doctor, "cublas_refuses", lambda weight, dtype: None)
-    assert examine(RuntimeConfig(device="cpu")).operations[0].chosen == "cublas"
+    assert examine(RuntimeConfig(device="cpu")).operations[1].chosen == "cublas"
 
 
 def test_an_absent_device_is_an_error() -> None:

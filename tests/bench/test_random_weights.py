@@ -71,6 +71,6 @@ def test_a_loaded_model_is_sane(tiny: Workload) -> None:
         assert embeds.sequence.shape == text.sequence.shape
         assert embeds.pooled.shape == text.pooled.shape
         conditioning = pipeline.mmdit.condition(text.sequence, text.pooled, torch.tensor([500.0]))
-        velocity = pipeline.mmdit(torch.randn(2, 16, 8, 8), conditioning, 0)
+        velocity = pipeline.mmdit(torch.randn(2, 16, 8, 8), conditioning.context, conditioning.table[0])
     assert 0.1 < float(text.pooled.std()) < 10
     assert 0.1 < float(velocity.std()) < 10

@@ -39,5 +39,5 @@ def _counted(mmdit: MMDiT, workload: Workload) -> int:
     with torch.inference_mode():
         conditioning = mmdit.condition(embeds.sequence, embeds.pooled, torch.tensor([500.0]))
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            mmdit(torch.randn(shapes.rows, 16, 8, 8), conditioning, 0)
+            mmdit(torch.randn(shapes.rows, 16, 8, 8), conditioning.context, conditioning.table[0])
     return counter.get_total_flops()

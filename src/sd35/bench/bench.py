@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,6 +48,7 @@ class Outcome:
     row: Row | None = None
     limits: dict[str, Any] | None = None
     kernels: list[dict[str, Any]] | None = None
+    notes: list[str] = field(default_factory=list)
     failure: str | None = None
 
 
@@ -114,6 +115,7 @@ def understood(said: str, failure: str | None) -> Outcome:
             outcome.row = Row(**found["row"])
         outcome.limits = found.get("limits", outcome.limits)
         outcome.kernels = found.get("kernels", outcome.kernels)
+        outcome.notes += [found["note"]] if "note" in found else []
     return outcome
 
 
@@ -124,7 +126,8 @@ def _enter(report: Report, outcome: Outcome, engine: str, workload: Workload) ->
         report.kernels[engine] = outcome.kernels
     report.add(outcome.row or empty_row(engine, workload, outcome.failure))
     if outcome.row is not None and outcome.failure is not None:
-        report.notes.append(f"{engine}: after its row was measured: {outcome.failure}")
+        outcome.notes.append(f"after its row was measured: {outcome.failure}")
+    report.notes += [f"{engine}: {note}" for note in outcome.notes]
 
 
 def _drift(report: Report, again: Outcome) -> dict[str, float] | None:

@@ -35,7 +35,7 @@ def kind_of(name: str) -> str:
 
 
 def profile_step(engine: Engine, workload: Workload) -> list[dict[str, Any]]:
-    """The kernels of one step, longest first: name, kind, calls, milliseconds. Empty for a single step."""
+    """The kernels of one step, longest first: name, kind, calls, milliseconds. Empty below three steps."""
     recorder = _StepRecorder(engine.device)
     engine.draw(workload.pictures(0), recorder)
     return recorder.rows()[:TOP]
@@ -50,7 +50,11 @@ def by_kind(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class _StepRecorder:
-    """Listens to a drawing and has the second step recorded: the first carries what is done once."""
+    """Listens to a drawing and has one step recorded, after the first, which carries what is done once.
+
+    Where the device has a queue it is drained before the recording begins and ends: then the step that was
+    queued beside the one heard of is over too, and it is the third that is recorded.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -60,8 +64,8 @@ class _StepRecorder:
         self._is_done = False
 
     def __call__(self, done: int, of: int) -> None:
-        """Begin after the first step, end after the second."""
-        if done > 2 or of < 2:
+        """Begin when the first step is over, end when the second is."""
+        if done > 2 or of < 3:
             return
         drain(self._device)
         if done == 1:

@@ -6,27 +6,22 @@ the image tokens' four matrix products (in the compute dtype and in FP8, one sca
 each of PyTorch's implementations are timed alone, each with operands that fit no cache.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sd35.bench.timing import median_seconds
 from sd35.bench.work import Shapes, shapes_of
 from sd35.bench.workload import Workload
+from sd35.config import Attention
 from sd35.kernels.api import FIRST_NATIVE_FP8
+from sd35.kernels.attention import attend_with, attention_refuses, heads_dtype
+from sd35.kernels.operands import Heads
 from sd35.runtime.load import resolve
 from sd35.variants import HEAD_DIM
 
 _COPIED = {"cuda": 1 << 30, "cpu": 1 << 25}  # bytes: many times the caches of a card
-_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 
 
 def measure_limits(workload: Workload, device: torch.device) -> dict[str, Any]:
@@ -86,27 +81,22 @@ def _fp8_rates(shapes: Shapes, device: torch.device) -> dict[str, float] | None:
 def _fp8_product(m: int, k: int, n: int, device: torch.device) -> Any:
     x = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
     weight = torch.randn(n, k, device=device).to(torch.float8_e4m3fn)
-    scales = {"scale_a": torch.ones(m, 1, device=device), "scale_b": torch.ones(1, n, device=device)}
-    return lambda: torch._scaled_mm(x, weight.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+    one = torch.ones((), device=device)
+    return lambda: torch._scaled_mm(
+        x, weight.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def _attention_rates(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """TFLOP/s of joint attention by each implementation that PyTorch has for it here."""
-    size = (shapes.rows, shapes.heads, shapes.tokens, HEAD_DIM)
-    q, k, v = (torch.randn(size, device=device, dtype=dtype) for _ in range(3))
+    """TFLOP/s of joint attention by each implementation that can run here."""
     flop = 4 * shapes.tokens**2 * shapes.size.channels * shapes.rows
-    # At full size the plain formula's table of weights fills cards and tells nothing.
-    names = [name for name in _BACKENDS if name != "math" or device.type == "cpu"]
-    rates = {name: _attention_seconds(q, k, v, _BACKENDS[name], device) for name in names}
-    return {name: flop / seconds / 1e12 for name, seconds in rates.items() if seconds}
+    names = [name for name in get_args(Attention) if name != "auto"]
+    able = [name for name in names if attention_refuses(name, device, dtype) is None]
+    return {name: flop / _attention_seconds(name, shapes, device, dtype) / 1e12 for name in able}
 
 
-def _attention_seconds(
-    q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend, device: torch.device
-) -> float | None:
-    """None where PyTorch says that this implementation can't run here."""
-    try:
-        with sdpa_kernel(backend):
-            return median_seconds(lambda: F.scaled_dot_product_attention(q, k, v), device)
-    except RuntimeError:
-        return None
+def _attention_seconds(name: Attention, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> float:
+    size = (shapes.rows, shapes.tokens, shapes.heads, HEAD_DIM)
+    q, k, v = (torch.randn(size, device=device, dtype=dtype).to(heads_dtype(name, dtype)) for _ in range(3))
+    heads, attend = Heads(q, k, v), attend_with(name)
+    return median_seconds(lambda: attend(heads), device)

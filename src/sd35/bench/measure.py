@@ -34,7 +34,10 @@ class Engine(Protocol):
         ...
 
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
-        """Draw a batch (or do the workload's one stage of it); seconds of each stage."""
+        """Draw a batch (or do the workload's one stage of it); seconds of each stage.
+
+        `on_step` hears of each step when it is over, with one more queued where the device has a queue.
+        """
         ...
 
 
@@ -46,7 +49,7 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
     step_ms: list[float] = []
     stages: list[dict[str, float]] = []
     for round_number in range(1, workload.rounds + 1):
-        marks = StepMarks(engine.device)
+        marks = StepMarks()
         stages.append(engine.draw(workload.pictures(round_number), marks))
         step_ms += marks.milliseconds()
     row = replace(
@@ -63,7 +66,7 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
 
 def _first_call(engine: Engine, workload: Workload) -> float | None:
     """Draw once to warm up: seconds until its first step was over; None where there are no steps."""
-    first = FirstStep(engine.device)
+    first = FirstStep()
     engine.draw(workload.pictures(0), first)
     drain(engine.device)
     return first.seconds

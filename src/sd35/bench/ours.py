@@ -34,7 +34,7 @@ class Sd35Engine:
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
         self.device = placement.device
         self.precision = precision(self._pipeline)["transformer"]
-        self.attention = workload.runtime.get("attention", "sdpa")
+        self.attention = str(self._pipeline.mmdit.engine.attention)
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
 
@@ -52,8 +52,9 @@ class Sd35Engine:
         encode(self._pipeline.text_encoders, pictures)
 
     def _denoise(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
-        latents, settings = initial_latents(pictures, self.device), pictures[0].settings
-        denoise(self._pipeline.mmdit, latents, self._embeds, settings, self._pipeline.shift, on_step)
+        pipeline, settings = self._pipeline, pictures[0].settings
+        latents = initial_latents(pictures, self.device)
+        denoise(pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, pipeline.recorder)
 
     def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         decode(self._pipeline.vae, initial_latents(pictures, self.device))

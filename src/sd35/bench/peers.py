@@ -38,7 +38,7 @@ from sd35.request import Picture
 from sd35.runtime.latents import initial_latents
 from sd35.runtime.load import resolve
 from sd35.runtime.pipeline import StageClock
-from sd35.runtime.sampling import OnStep
+from sd35.runtime.sampling import OnStep, Progress
 from sd35.runtime.weights import Placement, fill_module
 
 # What `encode_prompt` gives, in its order.
@@ -113,7 +113,8 @@ class DiffusersEngine:
         self, pictures: Sequence[Picture], embeds: dict[str, Tensor], latents: Tensor, on_step: OnStep
     ) -> Tensor:
         settings = pictures[0].settings
-        return self._pipe(
+        progress = Progress(on_step, settings.num_inference_steps, self.device)
+        denoised = self._pipe(
             **embeds,
             latents=latents,
             width=settings.width,
@@ -121,9 +122,11 @@ class DiffusersEngine:
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             output_type="latent",
-            callback_on_step_end=_listener(on_step, settings.num_inference_steps),
+            callback_on_step_end=_listener(progress),
             callback_on_step_end_tensor_inputs=[],
-        ).images
+        )
+        progress.finish()
+        return denoised.images
 
     def _decode(self, latents: Tensor) -> None:
         vae = self._pipe.vae
@@ -176,12 +179,12 @@ def _compile_blocks(transformer: Any) -> None:
             block.compile(backend=COMPILE_BACKEND, fullgraph=True)
 
 
-def _listener(on_step: OnStep, steps: int) -> Callable[..., dict[str, Any]]:
-    """Our listener in the form that diffusers calls."""
+def _listener(progress: Progress) -> Callable[..., dict[str, Any]]:
+    """Our way of hearing of steps in the form that diffusers calls."""
 
     def heard(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Pass it on and change nothing."""
-        on_step(step + 1, steps)
+        progress.queued()
         return {}
 
     return heard

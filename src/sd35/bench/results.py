@@ -96,19 +96,23 @@ def judged(row: Row, work: dict[str, float], limits: dict[str, Any]) -> Row:
     if row.ms_per_step is None:
         return row
     tflops = sum(work.values()) / row.ms_per_step * 1e3
-    floor = floor_ms(work, limits, is_fp8="float8" in (row.precision or ""))
+    floor = floor_ms(work, limits, row)
     return replace(row, tflops=tflops, share_of_limit=floor / row.ms_per_step if floor else None)
 
 
-def floor_ms(work: dict[str, float], limits: dict[str, Any], *, is_fp8: bool) -> float | None:
-    """What one step's products and attention alone would take at the rates that this card has shown."""
+def floor_ms(work: dict[str, float], limits: dict[str, Any], row: Row) -> float | None:
+    """What a step's products and attention alone would take at the rates that this card has shown.
+
+    The products' rate is that of the row's precision, attention's that of the best implementation; one that
+    rounds to FP8 is no yardstick for those that don't.
+    """
+    is_fp8 = "float8" in (row.precision or "")
     gemm = (limits.get("fp8_gemm_tflops") if is_fp8 else None) or limits.get("gemm_tflops")
-    attention = limits.get("attention_tflops")
-    if not gemm or not attention:
+    rates = limits.get("attention_tflops") or {}
+    fair = [rate for name, rate in rates.items() if name == row.attention or not name.endswith("fp8")]
+    if not gemm or not fair:
         return None
-    seconds = work["linear_tflop_per_step"] / gemm["all"] + work["attention_tflop_per_step"] / max(
-        attention.values()
-    )
+    seconds = work["linear_tflop_per_step"] / gemm["all"] + work["attention_tflop_per_step"] / max(fair)
     return 1e3 * seconds
 
 

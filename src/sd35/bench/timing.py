@@ -1,11 +1,12 @@
 """Time, told fairly: warm-up apart, medians, and the queue of a device drained before a clock is read.
 
-A card works behind the program's back, so the host's clock can't see a step end. Marks between steps are
-events in the device's own queue: they cost it nothing and are read when the drawing is over. The first
-step of each drawing is left out, as it carries what an engine does once a request; that work is in the
-stage's seconds.
+A card works behind the program's back. A drawing's listener hears of a step when it is over, while one more
+is queued (`sampling.Progress`), so the host's clock is right between steps and no card waits for it. Work
+that is shorter than a host's answer is timed by events in the device's own queue. The first step of each
+drawing is left out, as it carries what an engine does once a request; that work is in the stage's seconds.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,42 +15,30 @@ import torch
 
 
 class StepMarks:
-    """Marks in the queue of a device, one after each step; `milliseconds` are those between them."""
+    """When each step was over: the listener of a drawing; `milliseconds` are those between steps."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._events: list[torch.cuda.Event] = []
+    def __init__(self) -> None:
         self._instants: list[float] = []
 
     def __call__(self, done: int, of: int) -> None:
-        """A step is over, or on its way: the listener of a drawing."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
-            self._events.append(event)
-        else:
-            self._instants.append(time.perf_counter())
+        """A step is over."""
+        self._instants.append(time.perf_counter())
 
     def milliseconds(self) -> list[float]:
-        """From each mark to the next; empty for fewer than two."""
-        drain(self._device)
-        if self._events:
-            pairs = zip(self._events, self._events[1:], strict=False)
-            return [begin.elapsed_time(end) for begin, end in pairs]
-        return [1e3 * (end - begin) for begin, end in zip(self._instants, self._instants[1:], strict=False)]
+        """From each step's end to the next one's; empty for fewer than two."""
+        return [1e3 * (end - begin) for begin, end in itertools.pairwise(self._instants)]
 
 
 class FirstStep:
-    """How long until the first step is over: compiling, capturing and all."""
+    """How long until the first step is over: compiling, recording and all."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._begin = device, time.perf_counter()
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
         self.seconds: float | None = None
 
     def __call__(self, done: int, of: int) -> None:
-        """Wait for the first step's results, and never again."""
+        """The first call counts."""
         if self.seconds is None:
-            drain(self._device)
             self.seconds = time.perf_counter() - self._begin
 
 
@@ -71,11 +60,28 @@ def median_seconds(
     work: Callable[[], object], device: torch.device, rounds: int = 10, warm: int = 3
 ) -> float:
     """The median time of a piece of work that fills the device."""
-    marks = StepMarks(device)
     for _ in range(warm):
         work()
-    for done in range(rounds + 1):
-        marks(done, rounds)
-        if done < rounds:
-            work()
-    return statistics.median(marks.milliseconds()) / 1e3
+    ticks = [_tick(device)]
+    for _ in range(rounds):
+        work()
+        ticks.append(_tick(device))
+    drain(device)
+    return statistics.median(_seconds(begin, end) for begin, end in itertools.pairwise(ticks))
+
+
+def _tick(device: torch.device) -> torch.cuda.Event | float:
+    """Now, on the clock of the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        assert isinstance(begin, float), "both ticks are of one clock"
+        assert isinstance(end, float), "both ticks are of one clock"
+        return end - begin
+    return begin.elapsed_time(end) / 1e3

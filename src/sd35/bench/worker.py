@@ -7,6 +7,7 @@ after. Whatever libraries print goes to stderr; its last line is the reason of a
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import IO, Any
 
@@ -36,9 +37,9 @@ def work(task: dict[str, Any], out: IO[str]) -> None:
     engine = build(task["engine"], workload)
     _say(out, "row", vars(measure(engine, task["engine"], workload)))
     if task["limits"]:
-        _say(out, "limits", measure_limits(workload, engine.device))
+        _say_extra(out, "limits", lambda: measure_limits(workload, engine.device))
     if task["profile"] and "denoise" in workload.stages:
-        _say(out, "kernels", profile_step(engine, workload))
+        _say_extra(out, "kernels", lambda: profile_step(engine, workload))
 
 
 def build(name: str, workload: Workload) -> Engine:
@@ -50,6 +51,14 @@ def build(name: str, workload: Workload) -> Engine:
     from sd35.bench.peers import BUILDERS
 
     return BUILDERS[name](workload)
+
+
+def _say_extra(out: IO[str], kind: str, find: Callable[[], Any]) -> None:
+    """What is worth less than the row: where it can't be found, say why and go on."""
+    try:
+        _say(out, kind, find())
+    except (RuntimeError, ImportError, AttributeError, TypeError, ValueError) as error:
+        _say(out, "note", f"no {kind}: {type(error).__name__}: {error}")
 
 
 def _say(out: IO[str], kind: str, content: Any) -> None:

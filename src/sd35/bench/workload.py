@@ -36,7 +36,7 @@ class Workload:
     guidance_scale: float | None = None
     rounds: int = 3
     stage: str | None = None
-    runtime: dict[str, str] = field(default_factory=dict)
+    runtime: dict[str, str | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MAX_ROUNDS:

@@ -90,8 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how sd35 runs (the device is that of all engines)")
     for field in fields(RuntimeConfig):
+        is_switch = isinstance(field.default, bool)
         group.add_argument(
-            f"--{field.name.replace('_', '-')}", help=f"as in sd35.RuntimeConfig (default: {field.default})"
+            f"--{field.name.replace('_', '-')}",
+            action=argparse.BooleanOptionalAction if is_switch else "store",
+            help=f"as in sd35.RuntimeConfig (default: {field.default})",
         )
 
 
