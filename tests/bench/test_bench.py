@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from sd35.bench import bench as room
 from sd35.bench import worker
 from sd35.bench.bench import Outcome, Plan, bench, run_worker, understood
-from sd35.bench.results import Report, empty_row
+from sd35.bench.results import Report, empty_row, floor_ms
 from sd35.bench.workload import Workload
 
 ROW = {"ms_per_step": 100.0, "precision": "float8_e4m3fn", "seconds": 1.0}
@@ -66,6 +66,16 @@ def test_rows_are_judged_by_the_limits(tiny: Workload, turns: list[dict[str, Any
     linear, attention = report.work["linear_tflop_per_step"], report.work["attention_tflop_per_step"]
     assert report.rows[0].tflops == pytest.approx((linear + attention) / 0.1)
     assert report.rows[0].share_of_limit == pytest.approx((linear / 2 + attention / 1) / 0.1)
+
+
+def test_attention_in_fp8_is_a_yardstick_for_itself_alone(tiny: Workload) -> None:
+    """An exact row is held to the best exact attention, a row of FP8 attention to that."""
+    work = {"linear_tflop_per_step": 0.0, "attention_tflop_per_step": 6.0}
+    limits = {"gemm_tflops": {"all": 1.0}, "attention_tflops": {"cudnn": 2.0, "fa3": 3.0, "fa3-fp8": 6.0}}
+    row = empty_row("sd35", tiny)
+    assert floor_ms(work, limits, replace(row, attention="cudnn")) == pytest.approx(2000)
+    assert floor_ms(work, limits, replace(row, attention="fa3-fp8")) == pytest.approx(1000)
+    assert floor_ms(work, {}, row) is None
 
 
 def test_a_spent_budget_skips(

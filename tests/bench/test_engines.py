@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -100,13 +101,34 @@ def test_torchao_is_asked_for_in_words(tiny: Workload, monkeypatch: pytest.Monke
         peers.torchao_compile(tiny)
 
 
+def task_for(workload: Workload) -> dict[str, Any]:
+    """All that a worker can be asked, as it comes to its process."""
+    task = {"engine": "sd35", "workload": workload.as_dict(), "profile": True, "limits": True}
+    return json.loads(json.dumps(task))
+
+
+def test_an_extra_that_fails_costs_itself_alone(tiny: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the limits can't be measured the row stands, the kernels come, and a note says why."""
+
+    def broken(workload: Workload, device: torch.device) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("sd35.bench.limits.measure_limits", broken)
+    out = io.StringIO()
+    worker.work(task_for(replace(tiny, rounds=1)), out)
+    row, note, kernels = (json.loads(line) for line in out.getvalue().splitlines())
+    assert row["row"]["ms_per_step"] > 0
+    assert note == {"note": "no limits: RuntimeError: no such kernel"}
+    assert kernels["kernels"]
+
+
 def test_a_worker_says_what_it_finds(tiny: Workload) -> None:
     """One line each: the row first, then the card's limits, then the kernels of a step."""
     out = io.StringIO()
-    task = {"engine": "sd35", "workload": tiny.as_dict(), "profile": True, "limits": True}
-    worker.work(json.loads(json.dumps(task)), out)
+    worker.work(task_for(tiny), out)
     row, limits, kernels = (json.loads(line) for line in out.getvalue().splitlines())
     assert row["row"]["ms_per_step"] > 0
     assert limits["limits"]["gemm_tflops"]["all"] > 0
     assert limits["limits"]["fp8_gemm_tflops"] is None
+    assert list(limits["limits"]["attention_tflops"]) == ["sdpa"]
     assert {"gemm", "attention"} <= {one["kind"] for one in kernels["kernels"]}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sd35.cli.bench import _command
-from sd35.cli.main import main
+from sd35.cli.bench import _command, _plan
+from sd35.cli.main import build_parser, main
 
 
 def test_quick_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +48,21 @@ def test_bench_refuses_in_one_line(
     """Bad input ends with the documented code and a sentence, before any engine starts."""
     assert main(["bench", "--quick", *flags]) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "runtime"),
+    [
+        ([], {}),
+        (["--attention", "sdpa", "--no-cuda-graphs"], {"attention": "sdpa", "cuda_graphs": False}),
+        (["--device", "cpu", "--kernels", "reference"], {"device": "cpu", "kernels": "reference"}),
+    ],
+)
+def test_how_to_run_is_said_in_flags(flags: list[str], runtime: dict[str, object]) -> None:
+    """Each field of RuntimeConfig is a flag, and what is not said stays RuntimeConfig's own default."""
+    plan = _plan(build_parser().parse_args(["bench", *flags]))
+    assert plan.workload.runtime == runtime
+    assert (plan.workload.variant, plan.engines) == ("large", ("sd35",))
 
 
 def test_the_command_without_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
