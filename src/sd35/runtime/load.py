@@ -42,19 +42,25 @@ def load_pipeline(
 
     `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks.
     """
-    config = config or RuntimeConfig()
     opened = open_checkpoint(locate(checkpoint), components)
+    return assemble(opened, config or RuntimeConfig(), variant, identity_of(opened))
+
+
+def assemble(
+    checkpoint: Checkpoint, config: RuntimeConfig, variant: Variant | None, identity: str
+) -> Pipeline:
+    """A pipeline of an open checkpoint, wherever its tensors come from."""
     placement = resolve(config)
-    log.debug("loading %s on %s, compute in %s", opened.path, placement.device, placement.dtype)
-    mmdit_config, known_as = read_mmdit_config(opened), identity_of(opened)
+    log.debug("loading %s on %s, compute in %s", checkpoint.path, placement.device, placement.dtype)
+    mmdit_config = read_mmdit_config(checkpoint)
     return Pipeline(
-        variant=variant or _recognise(opened, mmdit_config),
-        text_encoders=load_text_encoders(opened, mmdit_config.text_channels, known_as, placement),
-        mmdit=_load_mmdit(opened, mmdit_config, placement),
-        vae=_load_vae(opened, placement),
-        shift=read_shift(opened),
+        variant=variant or _recognise(checkpoint, mmdit_config),
+        text_encoders=load_text_encoders(checkpoint, mmdit_config.text_channels, identity, placement),
+        mmdit=_load_mmdit(checkpoint, mmdit_config, placement),
+        vae=_load_vae(checkpoint, placement),
+        shift=read_shift(checkpoint),
         device=placement.device,
-        identity=known_as,
+        identity=identity,
         recorder=Recorder() if placement.cuda_graphs else None,
     )
 
