@@ -1,4 +1,4 @@
-"""The fidelity benchmark's report as a Markdown table, for the terminal and for docs/explanation/quality.md."""
+"""The fidelity benchmark's report as a Markdown table: printed, and set into docs/explanation/quality.md."""
 
 from typing import Any
 
