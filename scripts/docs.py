@@ -1,6 +1,7 @@
-"""Write the pages that are generated from code, or with --check say which of them are stale."""
+"""Write what pages have from code and results, or with --check say which of them are stale."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from sd35.cli.main import VERBS, build_parser
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 100
+FIDELITY = "benchmarks/results/fidelity-recipes.json"
+BEGIN, END = "<!-- the table of scripts/docs.py begins -->\n", "<!-- it ends -->\n"
 
 
 def cli_page() -> str:
@@ -27,7 +30,19 @@ def cli_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"docs/reference/cli.md": cli_page}
+def quality_page() -> str:
+    """docs/explanation/quality.md: as it is, with the table of the fidelity benchmark's latest result."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from fidelity_table import table
+
+    report = json.loads((ROOT / FIDELITY).read_text(encoding="utf-8"))
+    before, _, rest = (ROOT / "docs/explanation/quality.md").read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    result = f"Result: [{Path(FIDELITY).name}](../../{FIDELITY}). The one command:"
+    return f"{before}{BEGIN}\n{table(report)}\n\n{result}\n\n    {report['command']}\n\n{END}{after}"
+
+
+PAGES = {"docs/reference/cli.md": cli_page, "docs/explanation/quality.md": quality_page}
 
 
 def main() -> int:
