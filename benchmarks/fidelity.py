@@ -19,7 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,7 +123,7 @@ def by_torchao(granularity: str, bench: Bench) -> Pipeline:
             **({} if name.endswith("modulation") else products),
         )
         layer.weight = nn.Parameter(weight, requires_grad=False)
-    return pipeline
+    return replace(pipeline, recorder=None)
 
 
 def block_linears(pipeline: Pipeline) -> list[tuple[str, nn.Linear]]:
@@ -171,16 +171,12 @@ class Probe:
         pictures = [request.pictures(pipeline.variant)[0] for request in requests]
         steps = pictures[0].settings.num_inference_steps
         wanted = sorted({0, steps // 3, 2 * steps // 3, steps - 1})
-        met: dict[int, Tensor] = {}
-
-        def keep(_: nn.Module, arguments: tuple[Tensor, object, int]) -> None:
-            if arguments[2] in wanted:
-                met[arguments[2]] = arguments[0].clone()
-
-        hook = pipeline.mmdit.register_forward_pre_hook(keep)
-        pipeline.draw(pictures)
+        met: list[Tensor] = []  # one call a step: the demo's settings have no skip-layer guidance
+        hook = pipeline.mmdit.register_forward_pre_hook(lambda _, inputs: met.append(inputs[0].clone()))
+        replace(pipeline, recorder=None).draw(pictures)  # a replay from a CUDA graph calls no hook
         hook.remove()
-        return cls(requests, met, predicted(pipeline, requests, met))
+        latents = {step: met[step] for step in wanted}
+        return cls(requests, latents, predicted(pipeline, requests, latents))
 
     def sqnr_db(self, pipeline: Pipeline) -> dict[str, float]:
         """The candidate's figure at each step."""
@@ -199,8 +195,11 @@ def predicted(
     sigmas = flow_sigmas(settings.num_inference_steps, pipeline.shift)
     timesteps = (sigmas[:-1] * TRAIN_TIMESTEPS).to(pipeline.device)
     conditioning = pipeline.mmdit.condition(embeds.sequence, embeds.pooled, timesteps)
-    dtype = embeds.sequence.dtype
-    return {step: pipeline.mmdit(x.to(dtype), conditioning, step).float() for step, x in latents.items()}
+    context, tables = conditioning.context, conditioning.table
+    return {
+        step: pipeline.mmdit(x.to(context.dtype), context, tables[step]).float()
+        for step, x in latents.items()
+    }
 
 
 def _sqnr_db(expected: Tensor, actual: Tensor) -> float:

@@ -59,6 +59,14 @@ def test_calibration_sees_every_call(
     assert inputs[LAYER].amax == inputs[LAYER].peak == pytest.approx(max(largest))
 
 
+def test_cuda_graphs_are_left_alone(
+    pipeline_fp32: Pipeline, request_: GenerationRequest, inputs: dict[str, LayerInputs]
+) -> None:
+    """A pipeline that replays its steps is watched all the same: a replay would call no hook."""
+    replaying = replace(pipeline_fp32, recorder=object())  # type: ignore[arg-type]
+    assert calibrate(replaying, [request_])[LAYER].amax == inputs[LAYER].amax
+
+
 def test_q_k_and_v_share_their_input(inputs: dict[str, LayerInputs]) -> None:
     """What is one layer at run time gets one scale, and every linear of the blocks gets one."""
     names = [f"transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")]

@@ -14,7 +14,7 @@ error counts for less. No input is kept: what this costs in memory is the candid
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -82,8 +82,8 @@ def measure_layers(
 ) -> list[LayerFigure]:
     """Every joint-block linear's figure, in the model's order; RequestError if the models differ in shape."""
     pipeline, other = load_pipeline(reference, config), load_mmdit(candidate, config)
-    with listening(pipeline.mmdit, other) as heard:
-        draw_with(pipeline, some_of(requests), 1, on_picture)
+    with listening(pipeline.mmdit, other) as heard:  # a replay from a CUDA graph calls no hook
+        draw_with(replace(pipeline, recorder=None), some_of(requests), 1, on_picture)
     layers = joint_linears(other)
     return [LayerFigure(name, _stored(layers[name]), sums.sqnr_db) for name, sums in heard.items()]
 

@@ -11,7 +11,7 @@ body of a token (`coarseness.py`) is beside the amax that its scale is made of.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +78,9 @@ def calibrate(
     paths = block_layers(pipeline)
     seen = {path: LayerInputs() for path in paths}
     hooks = {path: _watcher(inputs, percentile / 100) for path, inputs in seen.items()}
-    with watched(pipeline.mmdit, hooks):
+    with watched(pipeline, hooks) as drawing:
         for request in requests:
-            pipeline.generate(request)
+            drawing.generate(request)
     return {layer: seen[path] for path, layers in paths.items() if seen[path].peak for layer in layers}
 
 
@@ -90,11 +90,16 @@ def block_layers(pipeline: Pipeline) -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
-def watched(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """While this lasts, each layer's hook is called with the layer's inputs before the layer is."""
-    handles = [model.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
+def watched(pipeline: Pipeline, hooks: Mapping[str, Hook]) -> Iterator[Pipeline]:
+    """While this lasts, the pipeline that it gives calls each layer's hook before it calls the layer.
+
+    The same model, but its steps are not replayed from CUDA graphs: a replay calls no hook.
+    """
+    handles = [
+        pipeline.mmdit.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()
+    ]
     try:
-        yield
+        yield replace(pipeline, recorder=None)
     finally:
         for handle in handles:
             handle.remove()

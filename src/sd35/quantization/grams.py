@@ -70,9 +70,9 @@ class Grams:
         device = self._pipeline.device
         sums = {path: torch.zeros(2 * (self._width(path),), device=device) for path in paths}
         counts = dict.fromkeys(paths, 0)
-        with watched(self._pipeline.mmdit, {path: _adder(path, sums, counts) for path in paths}):
+        with watched(self._pipeline, {path: _adder(path, sums, counts) for path in paths}) as drawing:
             for request in self._requests:
-                self._pipeline.generate(request)
+                drawing.generate(request)
         return {path: sums[path].div_(max(counts[path], 1)) for path in paths}
 
 
