@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sd35.kernels.operands import Form, Operand, Product, Result
-from sd35.kernels.triton.launch import Output, block_for, form_arguments, result_arguments
-from sd35.kernels.triton.numbers import load_result, store_row
+from sd35.kernels.triton.launch import Output, form_arguments, parts_of, result_arguments
+from sd35.kernels.triton.numbers import load_result, store_operand
 
 
 def gelu(hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
@@ -35,14 +35,14 @@ def _run(result: Result, values: Tensor, form: Form, *, is_gelu: bool) -> Operan
         **form_arguments(form, values),
         tokens=tokens, channels=channels,
         GELU=is_gelu,
-        BLOCK=block_for(channels),
+        **parts_of(channels),
         num_warps=_warps(channels),
     )  # fmt: skip
     return output.operand
 
 
 def _warps(channels: int) -> int:
-    return min(16, max(4, block_for(channels) // 1024))
+    return 4 if channels <= 4096 else 8
 
 
 @triton.jit
@@ -52,16 +52,26 @@ def gelu_kernel(
     tokens, channels,
     UNFINISHED: tl.constexpr, BIASED: tl.constexpr,
     GELU: tl.constexpr, FORM: tl.constexpr, NATIVE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """One program a token. gelu(x) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """One program a token."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // tokens, row % tokens
-    offsets = tl.arange(0, BLOCK)
-    mask = offsets < channels
-    place = values + batch * stride_batch + token * stride_token
-    x = load_result(place, row_scale + row, column_scale, bias, offsets, mask, UNFINISHED, BIASED)
+    a, b = load_result(
+        values + batch * stride_batch + token * stride_token,
+        row_scale + row, column_scale, bias, channels,
+        UNFINISHED, BIASED, FIRST, SECOND,
+    )  # fmt: skip
     if GELU:
-        minus_2u = -1.5957691216057308 * (x + 0.044715 * x * x * x)
-        x = x / (1.0 + tl.exp(tl.minimum(minus_2u, 80.0)))  # exp(80) is far beyond 1 and no infinity
-    store_row(x, out + row * channels, out_scale, input_scale, row, offsets, mask, FORM, NATIVE)
+        a, b = gelu_tanh(a), gelu_tanh(b)
+    store_operand(
+        a, b, out + row * channels, out_scale + row, input_scale, channels,
+        FORM, NATIVE, FIRST, SECOND,
+    )  # fmt: skip
+
+
+@triton.jit
+def gelu_tanh(x):
+    """x / 2 * (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    minus_2u = -1.5957691216057308 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp(tl.minimum(minus_2u, 80.0)))  # exp(80) is far beyond 1 and no infinity

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sd35.kernels.operands import Heads, Product, Result
 from sd35.kernels.reference import NORM_EPSILON
-from sd35.kernels.triton.launch import block_for, result_arguments, rounds_natively
-from sd35.kernels.triton.numbers import e4m3_bits, load_result
+from sd35.kernels.triton.launch import result_arguments, rounds_natively
+from sd35.kernels.triton.numbers import e4m3_bits
 
 
 def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
@@ -29,7 +29,7 @@ def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first
         q=q, k=k, v=v,
         tokens=tokens, total=total, first=first, heads=count, epsilon=NORM_EPSILON,
         FP8=is_fp8, NATIVE=rounds_natively(values.device),
-        HEADS=block_for(count), HEAD_DIM=head_dim,
+        HEADS=triton.next_power_of_2(count), HEAD_DIM=head_dim,
         num_warps=4,
     )  # fmt: skip
 
@@ -50,9 +50,11 @@ def place_heads_kernel(
     width = heads * HEAD_DIM
     mask = offsets < width
     columns = kind * width + offsets
-    x = load_result(
-        values + row * 3 * width, row_scale + row, column_scale, bias, columns, mask, UNFINISHED, BIASED
-    )
+    x = tl.load(values + row * 3 * width + columns, mask=mask, other=0.0).to(tl.float32)
+    if UNFINISHED:
+        x = x * (tl.load(row_scale + row) * tl.load(column_scale + columns, mask=mask, other=0.0))
+        if BIASED:
+            x += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
     if kind < 2:
         inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
         norm = norm_q if kind == 0 else norm_k

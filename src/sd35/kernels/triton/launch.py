@@ -58,6 +58,7 @@ def rounds_natively(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_WITH_E4M3
 
 
-def block_for(width: int) -> int:
-    """The power of two that holds a row."""
-    return triton.next_power_of_2(width)
+def parts_of(width: int) -> dict[str, int]:
+    """The two powers of two that hold a row: the largest below its width, and one that holds the rest."""
+    first = triton.next_power_of_2(width) // 2
+    return {"FIRST": first, "SECOND": triton.next_power_of_2(width - first)}

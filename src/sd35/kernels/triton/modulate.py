@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sd35.kernels.operands import PLAIN, Form, Operand, Residual
 from sd35.kernels.reference import NORM_EPSILON
-from sd35.kernels.triton.launch import Output, block_for, form_arguments, result_arguments
-from sd35.kernels.triton.numbers import load_result, store_row
+from sd35.kernels.triton.launch import Output, form_arguments, parts_of, result_arguments
+from sd35.kernels.triton.numbers import load_result, load_row, store_operand, store_row
 
 
 def settle(stream: Residual) -> Tensor:
@@ -46,8 +46,8 @@ def _run(stream: Residual, modulation: tuple[Tensor, Tensor] | None, form: Form)
         tokens=tokens, channels=channels, epsilon=NORM_EPSILON,
         BRANCH=stream.branch is not None,
         MODULATED=modulation is not None,
-        BLOCK=block_for(channels),
-        num_warps=8 if channels > 1024 else 4,
+        **parts_of(channels),
+        num_warps=4,
     )  # fmt: skip
     return after, output.operand
 
@@ -65,29 +65,32 @@ def modulate_kernel(
     UNFINISHED: tl.constexpr, BIASED: tl.constexpr,
     BRANCH: tl.constexpr, MODULATED: tl.constexpr,
     FORM: tl.constexpr, NATIVE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """One program a token."""
     row = tl.program_id(0).to(tl.int64)
     batch, token = row // tokens, row % tokens
-    offsets = tl.arange(0, BLOCK)
-    mask = offsets < channels
-    value = tl.load(x + batch * x_stride_batch + token * x_stride_token + offsets, mask=mask, other=0.0)
-    value = value.to(tl.float32)
+    a, b = load_row(x + batch * x_stride_batch + token * x_stride_token, channels, FIRST, SECOND)
     if BRANCH:
-        branch = load_result(
-            values + row * channels, row_scale + row, column_scale, bias, offsets, mask, UNFINISHED, BIASED
-        )
-        gates = tl.load(gate + batch * gate_stride + offsets, mask=mask, other=0.0).to(tl.float32)
-        settled = (value + gates * branch).to(after.dtype.element_ty)
-        tl.store(after + row * channels + offsets, settled, mask=mask)
-        value = settled.to(tl.float32)
+        branch_a, branch_b = load_result(
+            values + row * channels, row_scale + row, column_scale, bias, channels,
+            UNFINISHED, BIASED, FIRST, SECOND,
+        )  # fmt: skip
+        gate_a, gate_b = load_row(gate + batch * gate_stride, channels, FIRST, SECOND)
+        # The norm sees the tokens as they are kept: rounded.
+        a = (a + gate_a * branch_a).to(after.dtype.element_ty).to(tl.float32)
+        b = (b + gate_b * branch_b).to(after.dtype.element_ty).to(tl.float32)
+        store_row(a, b, after + row * channels, channels, FIRST, SECOND)
     if MODULATED:
-        mean = tl.sum(value, axis=0) / channels
-        centred = tl.where(mask, value - mean, 0.0)
-        variance = tl.sum(centred * centred, axis=0) / channels
-        normed = centred * tl.rsqrt(variance + epsilon)
-        scales = tl.load(scale + batch * scale_stride + offsets, mask=mask, other=0.0).to(tl.float32)
-        shifts = tl.load(shift + batch * shift_stride + offsets, mask=mask, other=0.0).to(tl.float32)
-        modulated = normed * (1.0 + scales) + shifts
-        store_row(modulated, out + row * channels, out_scale, input_scale, row, offsets, mask, FORM, NATIVE)
+        mean = (tl.sum(a, axis=0) + tl.sum(b, axis=0)) / channels
+        a = a - mean
+        b = tl.where(FIRST + tl.arange(0, SECOND) < channels, b - mean, 0.0)
+        variance = (tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / channels
+        inverse = tl.rsqrt(variance + epsilon)
+        scale_a, scale_b = load_row(scale + batch * scale_stride, channels, FIRST, SECOND)
+        shift_a, shift_b = load_row(shift + batch * shift_stride, channels, FIRST, SECOND)
+        store_operand(
+            a * inverse * (1.0 + scale_a) + shift_a, b * inverse * (1.0 + scale_b) + shift_b,
+            out + row * channels, out_scale + row, input_scale, channels,
+            FORM, NATIVE, FIRST, SECOND,
+        )  # fmt: skip

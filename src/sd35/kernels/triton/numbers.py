@@ -1,4 +1,8 @@
-"""Numbers inside a Triton kernel: rounding to E4M3, and a row in the form that the next layer wants.
+"""Inside a Triton kernel: a token's row in registers, and its way out in the form that a layer wants.
+
+A row is held as two parts, for Triton's blocks are powers of two and SD3.5's widths are not: 2,432 channels
+are 2,048 and 384 of 512, where one block of 4,096 would compute for nothing in four of ten lanes. Lanes of
+the second part that lie beyond the row hold 0.
 
 Cards from sm_89 on round to E4M3 in one instruction. Older ones have none, and neither has Triton's
 interpreter a right one, so there it is done in integers. A normal float32 keeps 3 of its 23 mantissa bits:
@@ -36,39 +40,56 @@ def e4m3_bits(x, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def row_scale(x, FORM: tl.constexpr, input_scale):
-    """The scale of one row: amax / 448, never 0, or the one that a calibration has found."""
-    if FORM == DYNAMIC:
-        amax = tl.max(tl.abs(x), axis=0)
-        scale = tl.where(amax == 0.0, 1.0, tl.maximum(amax / LARGEST, SMALLEST_SCALE))
-    else:
-        scale = tl.load(input_scale)
-    return scale
+def load_row(row, width, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """Both parts of a row, in float32; `row` points at its first value."""
+    a = tl.load(row + tl.arange(0, FIRST)).to(tl.float32)
+    offsets = FIRST + tl.arange(0, SECOND)
+    b = tl.load(row + offsets, mask=offsets < width, other=0.0).to(tl.float32)
+    return a, b
 
 
 @triton.jit
-def store_row(x, out, out_scale, input_scale, row, offsets, mask, FORM: tl.constexpr, NATIVE: tl.constexpr):
-    """Write one row plain, or in E4M3 with its scale; `out` points at the row."""
-    if FORM == PLAIN:
-        tl.store(out + offsets, x.to(out.dtype.element_ty), mask=mask)
-    else:
-        scale = row_scale(x, FORM, input_scale)
-        tl.store(out_scale + row, scale)
-        tl.store(out + offsets, e4m3_bits(x * (1.0 / scale), NATIVE), mask=mask)
+def store_row(a, b, row, width, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """Write both parts, rounded to what `row` points at."""
+    kind: tl.constexpr = row.dtype.element_ty
+    tl.store(row + tl.arange(0, FIRST), a.to(kind))
+    offsets = FIRST + tl.arange(0, SECOND)
+    tl.store(row + offsets, b.to(kind), mask=offsets < width)
 
 
 @triton.jit
 def load_result(
-    values, row_scale, column_scale, bias, offsets, mask, UNFINISHED: tl.constexpr, BIASED: tl.constexpr
-):
-    """Part of a linear layer's result in float32, its scales and bias applied where they are still due.
-
-    `values` points at the row, `row_scale` at its scale.
-    """
-    result = tl.load(values + offsets, mask=mask, other=0.0).to(tl.float32)
+    row, row_scale, column_scale, bias, width,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+):  # fmt: skip
+    """A row of a linear layer's result, its scales and bias applied where they are still due."""
+    a, b = load_row(row, width, FIRST, SECOND)
     if UNFINISHED:
-        columns = tl.load(column_scale + offsets, mask=mask, other=0.0)
-        result = result * tl.load(row_scale) * columns
+        scale = tl.load(row_scale)
+        scale_a, scale_b = load_row(column_scale, width, FIRST, SECOND)
+        a = a * (scale * scale_a)
+        b = b * (scale * scale_b)
         if BIASED:
-            result += tl.load(bias + offsets, mask=mask, other=0.0).to(tl.float32)
-    return result
+            bias_a, bias_b = load_row(bias, width, FIRST, SECOND)
+            a = a + bias_a
+            b = b + bias_b
+    return a, b
+
+
+@triton.jit
+def store_operand(
+    a, b, row, row_scale, input_scale, width,
+    FORM: tl.constexpr, NATIVE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+):  # fmt: skip
+    """Write a row plain, or in E4M3 beside its scale: amax / 448, never 0, or the calibrated one."""
+    if FORM == PLAIN:
+        store_row(a, b, row, width, FIRST, SECOND)
+    else:
+        if FORM == DYNAMIC:
+            amax = tl.maximum(tl.max(tl.abs(a), axis=0), tl.max(tl.abs(b), axis=0))
+            scale = tl.where(amax == 0.0, 1.0, tl.maximum(amax / LARGEST, SMALLEST_SCALE))
+        else:
+            scale = tl.load(input_scale)
+        tl.store(row_scale, scale)
+        inverse = 1.0 / scale
+        store_row(e4m3_bits(a * inverse, NATIVE), e4m3_bits(b * inverse, NATIVE), row, width, FIRST, SECOND)
