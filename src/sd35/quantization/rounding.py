@@ -27,6 +27,7 @@ from sd35.fp8 import TORCH_DTYPES, ScaledTensor, Scheme, expand_scale, quantize,
 
 DAMPING = 0.05  # of the mean of H's diagonal; best on inputs that calibration had not seen
 SCALES = 16  # tried for each row, over one octave
+_ROWS = 64  # whose scales are sought together: few enough for a processor's cache
 COLUMNS = 128  # rounded before the rest of the matrix hears of their errors: one product, not 128
 
 
@@ -40,11 +41,12 @@ def round_by_gram(weight: Tensor, gram: Tensor, scheme: Scheme) -> ScaledTensor:
     if scheme.granularity == "rowwise":
         scale = _best_scale(values, scale, dtype)
     order = gram.diagonal().argsort(descending=True, stable=True)
-    scales = expand_scale(scale, weight.shape).expand(weight.shape)[:, order]
-    rounded = _feed_back(values[:, order], scales, _factor(gram[order][:, order]), dtype)
+    by_input = expand_scale(scale, weight.shape).expand(weight.shape).T
+    scales = [by_input[i] for i in order.tolist()]
+    rounded = _feed_back(values.T[order], scales, _factor(gram[order][:, order]), dtype)
     data = torch.empty_like(rounded)
-    data[:, order] = rounded  # in float32: FP8 has no indexed write
-    return ScaledTensor(data.to(dtype).to(weight.device), scale.to(weight.device))
+    data[order] = rounded  # in float32: FP8 has no indexed write
+    return ScaledTensor(data.T.to(dtype).contiguous().to(weight.device), scale.to(weight.device))
 
 
 def output_noise(weight: Tensor, rounded: ScaledTensor, gram: Tensor) -> float:
@@ -56,6 +58,11 @@ def output_noise(weight: Tensor, rounded: ScaledTensor, gram: Tensor) -> float:
 
 def _best_scale(values: Tensor, smallest: Tensor, dtype: torch.dtype) -> Tensor:
     """Of scales from `smallest` [N, 1] to twice that, the best for each row of values rounded to nearest."""
+    pairs = zip(values.split(_ROWS), smallest.split(_ROWS), strict=True)
+    return torch.cat([_best_of_some(rows, scale, dtype) for rows, scale in pairs])
+
+
+def _best_of_some(values: Tensor, smallest: Tensor, dtype: torch.dtype) -> Tensor:
     best, least = smallest, torch.full_like(smallest, torch.inf)
     for i in range(SCALES):
         scale = smallest * (1 + i / SCALES)
@@ -75,17 +82,18 @@ def _factor(gram: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def _feed_back(values: Tensor, scales: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round column by column; `values` is consumed. -> value / scale on the grid, in float32, [N, K]."""
+def _feed_back(values: Tensor, scales: list[Tensor], factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round the weight's columns, which lie here as rows [K, N], one by one; `values` is consumed.
+
+    `scales` has [N] for each. -> value / scale on FP8's grid, in float32.
+    """
     rounded = torch.empty_like(values)
-    for begin in range(0, values.shape[1], COLUMNS):
-        end = min(begin + COLUMNS, values.shape[1])
-        errors = torch.empty_like(values[:, begin:end])
-        for column in range(begin, end):
-            scale = scales[:, column]
-            rounded[:, column] = saturate(values[:, column] / scale, dtype).float()
-            error = (values[:, column] - rounded[:, column] * scale) / factor[column, column]
-            values[:, column:end] -= error[:, None] * factor[column, column:end]
-            errors[:, column - begin] = error
-        values[:, end:] -= errors @ factor[begin:end, end:]
+    for begin in range(0, len(values), COLUMNS):
+        end = min(begin + COLUMNS, len(values))
+        errors = torch.empty_like(values[begin:end])
+        for i in range(begin, end):
+            rounded[i] = saturate(values[i] / scales[i], dtype).float()
+            errors[i - begin] = (values[i] - rounded[i] * scales[i]) / factor[i, i]
+            values[i + 1 : end].addr_(factor[i, i + 1 : end], errors[i - begin], alpha=-1)
+        values[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
     return rounded
