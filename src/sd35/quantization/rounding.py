@@ -27,7 +27,7 @@ from sd35.fp8 import TORCH_DTYPES, ScaledTensor, Scheme, expand_scale, quantize,
 
 DAMPING = 0.05  # of the mean of H's diagonal; best on inputs that calibration had not seen
 SCALES = 16  # tried for each row, over one octave
-_ROWS = 64  # whose scales are sought together: few enough for a processor's cache
+_ROWS = 512  # whose scales are sought together: few enough for a processor's cache
 COLUMNS = 128  # rounded before the rest of the matrix hears of their errors: one product, not 128
 
 
