@@ -66,12 +66,17 @@ class Bench:
         """What calibration saw, for all rows that need it."""
         return calibrate(self.pipeline, self.calibration)
 
+    @cached_property
+    def grams(self) -> Grams:
+        """The Gram matrices, gathered once: the demo's fit the budget together."""
+        return Grams(self.pipeline, self.calibration)
+
     def ours(self, recipe: Recipe) -> Pipeline:
         """The demo by a recipe."""
         place = self.folder / recipe.name
         is_learned, is_static = recipe.rounding == "learned", recipe.blocks.activation == "static"
         inputs = self.inputs if is_learned or is_static else None
-        grams = Grams(self.pipeline, self.calibration) if is_learned else None
+        grams = self.grams if is_learned else None
         sd35.quantize("demo", place, recipe, inputs=inputs, grams=grams)
         return load_pipeline(place, self.config)
 
@@ -222,7 +227,7 @@ def main() -> int:
         reference = draw_with(bench.pipeline, requests, arguments.batch_size, _quiet)
         probe = Probe.of(bench.pipeline, requests[:: -(-len(requests) // PROBED)])
         report = {
-            "command": f"python benchmarks/fidelity.py --prompts {len(requests)} --steps "
+            "command": f"python benchmarks/fidelity.py --out FILE --prompts {len(requests)} --steps "
             f"{reference.settings['num_inference_steps']} --calibration {arguments.calibration}",
             "machine": reference.machine,
             "sd35": sd35.__version__,
