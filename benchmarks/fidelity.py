@@ -6,7 +6,8 @@ Every row draws the same prompts and seeds and is measured against the 16-bit ch
 `float32 compute` is the floor: the same 16-bit weights, computed more exactly. `plain cast` is what a cast
 to E4M3 without scales does. torchao's rows quantize the very same layers of the very same model: joint-block
 linears with dynamic activations, AdaLN in storage only. Half of the prompts are of (subject, style) pairs
-that training never showed; calibration draws others, with other seeds.
+that training never showed; calibration draws others, with other seeds. torchao is no dependency: its rows
+need `pip install torchao==0.18.0` and are skipped, with that reason, where it is absent.
 
 Velocity SQNR is the transformer's own figure: 10 log10 of signal over noise of what it predicts at latents
 that the reference met, so errors of earlier steps are not in it. The last step is left out: hardly any
