@@ -35,8 +35,12 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json")
 Rewrite = Callable[[str, TensorSource], Layout | None]
 
 
-def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: dict[str, Any] | None) -> int:
+def write_folder(
+    checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: Callable[[], dict[str, Any] | None]
+) -> int:
     """Fill the folder `place`, manifest included; the number of its layers in FP8.
+
+    `recipe` is asked in the end, for what the manifest is to say of it.
 
     Files that an earlier run has finished in `place` are kept: `placing.py` sees to it that they are ours.
     """
@@ -47,7 +51,7 @@ def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: 
         files=hash_files(place),
         variant=known.variant if known else None,
         tool=f"sd35-fp8 {__version__}",
-        recipe=recipe,
+        recipe=recipe(),
         source=source_records(checkpoint),
     )
     write_manifest(place, manifest)
