@@ -32,10 +32,14 @@ _REPEAT_SHARE = 0.15  # of the budget, kept back for our engine's second turn
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run measures: engines in order, seconds in all, and which extras."""
+    """What a run measures: engines in order, seconds in all, and which extras.
+
+    Our own engine runs once more with each of the attentions in `also`.
+    """
 
     workload: Workload
     engines: Sequence[str]
+    also: Sequence[str] = ()
     budget: float = 480.0
     profiles: bool = True
     keeps_caches: bool = False
@@ -58,27 +62,31 @@ def bench(plan: Plan, machine: dict[str, Any], on_progress: OnProgress) -> Repor
     deadline = time.monotonic() + plan.budget
     repeats = OURS in plan.engines and len(plan.engines) > 1
     reserve = plan.budget * _REPEAT_SHARE if repeats else 0.0
-    for engine in plan.engines:
+    turns = [(engine, plan.workload) for engine in plan.engines]
+    turns[1:1] = [(OURS, plan.workload.with_attention(name)) for name in plan.also]
+    for i, (engine, workload) in enumerate(turns):
         left = deadline - time.monotonic() - reserve
-        outcome = _turn(plan, engine, left, with_extras=True)
-        _enter(report, outcome, engine, plan.workload)
+        outcome = _turn(plan, engine, workload, left, with_limits=i == 0)
+        _enter(report, outcome, engine, workload)
         on_progress(report, _words(engine, outcome))
     if repeats:
-        outcome = _turn(plan, OURS, deadline - time.monotonic(), with_extras=False)
+        outcome = _turn(plan, OURS, plan.workload, deadline - time.monotonic(), with_limits=None)
         report.drift = _drift(report, outcome)
         on_progress(report, _words(f"{OURS} again", outcome))
     return report
 
 
-def _turn(plan: Plan, engine: str, seconds: float, *, with_extras: bool) -> Outcome:
-    """One engine in its own process, or the reason why not."""
+def _turn(
+    plan: Plan, engine: str, workload: Workload, seconds: float, *, with_limits: bool | None
+) -> Outcome:
+    """One engine in its own process, or the reason why not; limits None is without the profile too."""
     if seconds <= 0:
         return Outcome(failure=f"skipped: the budget of {plan.budget:.0f} s was spent before its turn")
     task = {
         "engine": engine,
-        "workload": plan.workload.as_dict(),
-        "profile": with_extras and plan.profiles,
-        "limits": with_extras and plan.profiles and engine == OURS,
+        "workload": workload.as_dict(),
+        "profile": with_limits is not None and plan.profiles,
+        "limits": bool(with_limits) and plan.profiles and engine == OURS,
     }
     with _caches(plan.keeps_caches) as environment:
         return run_worker(task, seconds, environment)
@@ -123,7 +131,8 @@ def _enter(report: Report, outcome: Outcome, engine: str, workload: Workload) ->
     if outcome.limits is not None:
         report.limits = outcome.limits
     if outcome.kernels:
-        report.kernels[engine] = outcome.kernels
+        name = engine if engine not in report.kernels else f"{engine} {workload.runtime.get('attention')}"
+        report.kernels[name] = outcome.kernels
     report.add(outcome.row or empty_row(engine, workload, outcome.failure))
     if outcome.row is not None and outcome.failure is not None:
         outcome.notes.append(f"after its row was measured: {outcome.failure}")

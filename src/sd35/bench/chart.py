@@ -42,7 +42,7 @@ def chart(result: dict[str, Any]) -> Image.Image:
 
 
 def _draw_bar(pen: "_Pen", bar: Bar, top: int, longest: float) -> None:
-    left, color = _MARGIN + _NAMES, _OURS if bar.name == OURS else _THEIRS
+    left, color = _MARGIN + _NAMES, _OURS if bar.name.startswith(OURS) else _THEIRS
     pen.text(_MARGIN, top + 8, bar.name, 16, _INK)
     if bar.ms is None:
         pen.text(left, top + 9, bar.words, 13, _PALE)
@@ -70,11 +70,12 @@ class _Pen:
 
 def _bar(row: dict[str, Any], rows: list[dict[str, Any]]) -> Bar:
     ms = _milliseconds(row)
+    name = f"{OURS}, {row['attention']}" if row["engine"] == OURS else row["engine"]
     if ms is None:
-        return Bar(row["engine"], None, _shortened(row["reason"] or "not measured"))
+        return Bar(name, None, _shortened(row["reason"] or "not measured"))
     ours = next((_milliseconds(one) for one in rows if one["engine"] == OURS), None)
     times = f"  ({ms / ours:.2f}x)" if ours and row["engine"] != OURS else ""
-    return Bar(row["engine"], ms, f"{ms:.1f} ms{times}")
+    return Bar(name, ms, f"{ms:.1f} ms{times}")
 
 
 def _milliseconds(row: dict[str, Any]) -> float | None:

@@ -5,7 +5,7 @@ the variant's full size (`random_weights.py`). Each round draws another prompt: 
 embeds of texts it has seen gains by the negative prompt alone, as it does for people.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sd35.config import RuntimeConfig
@@ -72,6 +72,10 @@ class Workload:
             seed=round_number,
         )
         return request.pictures(self.model)
+
+    def with_attention(self, name: str) -> "Workload":
+        """The same, our own engine attending by another implementation."""
+        return replace(self, runtime={**self.runtime, "attention": name})
 
     def as_dict(self) -> dict[str, Any]:
         """For another process: `Workload(**workload.as_dict())` is the same."""

@@ -13,12 +13,12 @@ import sys
 from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from sd35.bench.workload import OURS, PEERS, STAGES, Workload
 from sd35.cli.console import print_json
 from sd35.cli.output import write_whole
-from sd35.config import RuntimeConfig
+from sd35.config import Attention, RuntimeConfig
 from sd35.errors import OutputError, RequestError
 from sd35.variants import VARIANTS
 
@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, default=[], help="who runs beside us (default: nobody)"
     )
+    parser.add_argument(
+        "--also", nargs="*", choices=get_args(Attention), default=[], metavar="ATTENTION",
+        help="run sd35 with these attentions too",
+    )  # fmt: skip
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the variant's)")
     parser.add_argument("--images", type=int, default=1, help="pictures at once (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the variant's)")
@@ -118,7 +122,9 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     if not arguments.budget > 0:
         raise RequestError(f"budget is {arguments.budget:g} s: give more than 0.")
     engines = (OURS, *dict.fromkeys(arguments.peers))
-    return Plan(workload, engines, arguments.budget, not arguments.no_profile, arguments.keep_caches)
+    return Plan(
+        workload, engines, arguments.also, arguments.budget, not arguments.no_profile, arguments.keep_caches
+    )
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:
