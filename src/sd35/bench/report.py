@@ -67,7 +67,8 @@ def _readme_line(result: Result, ours: Result, machines: Sequence[str]) -> str:
     stage = f", {result['stage']} alone" if result.get("stage") else ""
     mode = f", {ours['mode']}" if ours["mode"] != "exact" else ""
     place = f", {_machine(result)}" if len(machines) > 1 else ""
-    work = f"{VARIANTS[ours['variant']].title}, {_work(ours)}{stage}{mode}, attention {ours['attention']}{place}"
+    how = f"{stage}{mode}, attention {ours['attention']}{place}"
+    work = f"{VARIANTS[ours['variant']].title}, {_work(ours)}{how}"
     same = {row["engine"]: row["ms_per_step"] for row in result["rows"] if _work(row) == _work(ours)}
     peers = [_ms(same.get(engine)) for engine in _PEER_TITLES]
     picture = ours["seconds"] / ours["images"] if ours["seconds"] and not result.get("stage") else None
