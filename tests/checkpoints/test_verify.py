@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import sd35
 from sd35.checkpoints import verify as verify_module
 from sd35.checkpoints.header import read_header
-from sd35.checkpoints.manifest import Manifest, hash_files, write_manifest
+from sd35.checkpoints.manifest import FileRecord, Manifest, beside, hash_file, hash_files, write_manifest
 from sd35.checkpoints.scan import scan
 from sd35.checkpoints.verify import verify
 from sd35.errors import MissingError
@@ -357,6 +357,21 @@ def test_lone_files(demo: Path, tmp_path: Path, part: str, edit_tensors: EditTen
     assert f"lacks 1 tensors: {gone}" in said(path)["alone.safetensors"]
 
 
+def test_a_manifest_beside_a_file(demo: Path, tmp_path: Path) -> None:
+    """It goes with its file under another name; one that is damaged, or of many files, is a finding."""
+    path = tmp_path / "renamed.safetensors"
+    shutil.copy(demo / WEIGHTS, path)
+    write_manifest(path, Manifest({"first.safetensors": hash_file(path)}))
+    assert verify(path).compared == 1
+    assert verify(path).sound
+    write_manifest(path, Manifest({"first.safetensors": FileRecord(path.stat().st_size, "0" * 64)}))
+    assert "is not what renamed.safetensors.sd35.json records" in said(path)[path.name]
+    write_manifest(path, Manifest({"a": hash_file(path), "b": hash_file(path)}))
+    assert "lists 2 files, and belongs to one" in str(verify(path).findings[0])
+    beside(path).write_text("{")
+    assert "is not readable JSON" in str(verify(path).findings[0])
+
+
 def test_a_lone_pointer(tmp_path: Path) -> None:
     """What is no safetensors file is named."""
     path = tmp_path / "sd3.5_large.safetensors"
@@ -387,6 +402,7 @@ def test_a_plain_cast_promises_no_scale(tmp_path: Path, edit_tensors: Callable[.
     sd35.convert("demo", path, "16bit-file")
     weight = "model.diffusion_model.joint_blocks.2.x_block.mlp.fc1.weight"
     edit_tensors(path, lambda t: t.update({weight: t[weight].to(torch.float8_e4m3fn)}))
+    beside(path).unlink()
     assert verify(path).sound
 
 

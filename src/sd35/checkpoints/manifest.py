@@ -3,6 +3,9 @@
 The manifest lists path, size and SHA-256 of every file, so damage shows later and two folders can be
 compared without reading them. A folder's *identity* is the SHA-256 of that list: it is what a picture
 records of the checkpoint that drew it. Folders from elsewhere have no manifest; theirs is computed.
+
+A single file has its manifest beside it, as `NAME.safetensors.sd35.json`. It can't be inside: the header
+would have to hold a hash of itself, or be left out of what is protected.
 """
 
 import hashlib
@@ -70,28 +73,37 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
         }
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, None where it has none."""
-    if not (folder / FILE_NAME).is_file():
+def manifest_place(checkpoint: Path) -> Path:
+    """Where the manifest of a folder, or of a single file, lies."""
+    return checkpoint / FILE_NAME if checkpoint.is_dir() else beside(checkpoint)
+
+
+def beside(file: Path) -> Path:
+    """Where the manifest of a single file lies, whether the file is there yet or not."""
+    return file.with_name(f"{file.name}.{FILE_NAME}")
+
+
+def read_manifest(checkpoint: Path) -> Manifest | None:
+    """The manifest of a folder or a single file, None where it has none."""
+    place = manifest_place(checkpoint)
+    if not place.is_file():
         return None
-    content = read_json(folder / FILE_NAME)
+    content = read_json(place)
     if content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder / FILE_NAME} is not of the format {FORMAT}: quantize or fetch anew.")
+        raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
         files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
         return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / FILE_NAME} is damaged ({error}): quantize or fetch anew."
-        ) from error
+        raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `sd35.json` into the folder; equal manifests give equal bytes."""
+def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
+    """Write the manifest into the folder or beside the file; equal manifests give equal bytes."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
-    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    manifest_place(checkpoint).write_text(text + "\n", encoding="utf-8")
 
 
 def hash_file(path: Path) -> FileRecord:

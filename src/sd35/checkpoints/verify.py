@@ -23,7 +23,7 @@ from sd35.checkpoints.fp8_audit import audit_fp8, view
 from sd35.checkpoints.header import Header, read_header
 from sd35.checkpoints.manifest import FILE_NAME
 from sd35.checkpoints.reader import TensorReader
-from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records
+from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records, read_records_of
 from sd35.checkpoints.scan import Scan, scan
 from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.sizes import Recognised, inferred_size, layout_of, recognise
@@ -97,22 +97,12 @@ def _verify_folder(root: Path, progress: Progress | None) -> VerifyReport:
 def _verify_file(path: Path, progress: Progress | None) -> VerifyReport:
     report = VerifyReport(shown_path(path), "file")
     refuse_special(path)
-    known = _records_of(path)
+    known = read_records_of(path)
     _add_records(report, known, {path.name})
     _scan_all(report, {path.name: path}, known, progress)
     if not report.findings or path.suffix == ".safetensors":
         report.findings += _audit_file(path, report)
     return report
-
-
-def _records_of(path: Path) -> Records:
-    """What the file's own folder, and the one above for a component's file, have written down about it."""
-    found = Records()
-    for root in (path.parent, path.parent.parent):
-        known = read_records(root)
-        found.notes += known.notes
-        found.files[path.name] += known.files.get(path.relative_to(root).as_posix(), [])
-    return found
 
 
 def _add_records(report: VerifyReport, known: Records, present: set[str]) -> None:

@@ -48,17 +48,15 @@ def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: 
         variant=known.variant if known else None,
         tool=f"sd35-fp8 {__version__}",
         recipe=recipe,
-        source=source_records(checkpoint),
+        source=source_records(checkpoint.path),
     )
     write_manifest(place, manifest)
     return layers
 
 
-def source_records(checkpoint: Checkpoint) -> dict[str, FileRecord]:
-    """Size and hash of every file that a checkpoint is read from."""
-    if checkpoint.path.is_file():
-        return {checkpoint.path.name: hash_file(checkpoint.path)}
-    return hash_files(checkpoint.path)
+def source_records(path: Path) -> dict[str, FileRecord]:
+    """Size and hash of the file, or of every file of the folder, that a checkpoint is read from."""
+    return {path.name: hash_file(path)} if path.is_file() else hash_files(path)
 
 
 def room_needed(checkpoint: Checkpoint) -> int:
