@@ -11,9 +11,10 @@ from sd35.cli.main import main
 
 
 def test_sound(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 0, the variant, and what the bytes were compared with."""
+    """Exit code 0, the variant, and what the bytes were compared with: the bundled folder has its hashes."""
     assert main(["verify", "demo"]) == 0
     out = capsys.readouterr().out
+    assert "compared with   sd35.json (18 of 18 files)" in out
     assert "demo, " in out
     assert out.endswith("sound\n")
 
@@ -56,6 +57,24 @@ def test_fix_mends_what_is_damaged_and_no_more(
     assert weights.read_bytes() == good
     assert config.is_file()
     assert (folder / "transformer/config.json").stat().st_mtime_ns == untouched
+
+
+def test_record(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sound folder without a manifest gets one, git's own files apart; it is never overwritten."""
+    (demo_copy / ".git").mkdir()
+    (demo_copy / ".git" / "index").write_bytes(b"changes with every command")
+    config = demo_copy / "scheduler/scheduler_config.json"
+    assert main(["verify", str(demo_copy), "--record"]) == 0
+    assert f"recorded   18 files in {demo_copy / 'sd35.json'}" in capsys.readouterr().out
+    assert main(["verify", str(demo_copy)]) == 0
+    assert main(["verify", str(demo_copy), "--record"]) == 2
+    assert "is there already, and is never overwritten" in capsys.readouterr().err
+    config.write_bytes(config.read_bytes() + b"\n")
+    assert main(["verify", str(demo_copy)]) == 3
+    (demo_copy / "sd35.json").unlink()
+    config.write_text("{")
+    assert main(["verify", str(demo_copy), "--record"]) == 3
+    assert not (demo_copy / "sd35.json").exists()
 
 
 def test_fix_without_an_origin_says_so(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

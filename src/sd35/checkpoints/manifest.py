@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sd35 import __version__
 from sd35.checkpoints.strict_json import read_json
-from sd35.errors import CheckpointError
+from sd35.checkpoints.tree import walk
+from sd35.errors import CheckpointError, OutputError, RequestError
 
 FILE_NAME = "sd35.json"
 FORMAT = "sd35-checkpoint-1"
@@ -64,8 +66,8 @@ class Manifest:
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Every file below `folder` but the manifest itself, hashed two at a time."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    """Every file of the checkpoint in `folder` but the manifest itself, hashed two at a time."""
+    paths = sorted(path for path in walk(folder) if path.is_file() and path.name != FILE_NAME)
     with ThreadPoolExecutor(max_workers=2) as pool:
         records = pool.map(hash_file, paths)
         return {
@@ -101,9 +103,31 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
-    """Write the manifest into the folder or beside the file; equal manifests give equal bytes."""
+    """Write the manifest, whole, into the folder or beside the file; equal manifests give equal bytes."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
-    manifest_place(checkpoint).write_text(text + "\n", encoding="utf-8")
+    place = manifest_place(checkpoint)
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(place)
+
+
+def record(checkpoint: Path) -> Manifest:
+    """Write the manifest of a folder or a single file that came without one: what it holds today.
+
+    RequestError if it has one, OutputError if it can't be written.
+    """
+    place = manifest_place(checkpoint)
+    if place.exists():
+        raise RequestError(f"{place} is there already, and is never overwritten: remove it to record anew.")
+    files = hash_files(checkpoint) if checkpoint.is_dir() else {checkpoint.name: hash_file(checkpoint)}
+    manifest = Manifest(files, tool=f"sd35-fp8 {__version__}")
+    try:
+        write_manifest(checkpoint, manifest)
+    except OSError as error:
+        raise OutputError(
+            f"{place} can't be written ({error.strerror}): make its folder writable."
+        ) from error
+    return manifest
 
 
 def hash_file(path: Path) -> FileRecord:

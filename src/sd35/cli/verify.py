@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a checkpoint folder, a .safetensors file, or a name such as demo")
     parser.add_argument("--fix", action="store_true", help="fetch the damaged files again, and only those")
     parser.add_argument(
+        "--record",
+        action="store_true",
+        help="if it is sound and has no manifest, write one (size and SHA-256 of each file): later damage "
+        "anywhere is then found",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
 
@@ -34,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not report.sound:
         count = len(report.findings)
         raise CheckpointError(f"{report.path} is not sound: {count} finding{'s' * (count > 1)}.")
+    if arguments.record:
+        _record(path, hidden=arguments.json)
 
 
 def _look(path: Path, arguments: argparse.Namespace) -> "VerifyReport":
@@ -60,6 +68,14 @@ def _fetch_again(path: Path, report: "VerifyReport", *, hidden: bool) -> None:
         )
     with CountBar("fetch", "B", hidden=hidden, is_scaled=True) as bar:
         refetch(path, recorded, show=bar.show)
+
+
+def _record(path: Path, *, hidden: bool) -> None:
+    from sd35.checkpoints.manifest import manifest_place, record
+
+    manifest = record(path)
+    if not hidden:
+        print(f"recorded   {len(manifest.files)} files in {manifest_place(path)}")
 
 
 def _print(report: "VerifyReport") -> None:

@@ -42,16 +42,20 @@ def write_folder(checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: 
     """
     layers = sum(_write_part(checkpoint, part, place / part, rewrite) for part in checkpoint.parts)
     copy_whole(checkpoint.folder("transformer").parent / "model_index.json", place)
-    known = read_manifest(checkpoint.path)
-    manifest = Manifest(
-        files=hash_files(place),
+    write_manifest(place, made_of(checkpoint.path, hash_files(place), recipe))
+    return layers
+
+
+def made_of(source: Path, files: dict[str, FileRecord], recipe: dict[str, Any] | None) -> Manifest:
+    """The manifest of what was made of `source`, a folder or a file."""
+    known = read_manifest(source)
+    return Manifest(
+        files=files,
         variant=known.variant if known else None,
         tool=f"sd35-fp8 {__version__}",
         recipe=recipe,
-        source=source_records(checkpoint.path),
+        source=source_records(source),
     )
-    write_manifest(place, manifest)
-    return layers
 
 
 def source_records(path: Path) -> dict[str, FileRecord]:

@@ -22,7 +22,7 @@ import torch
 
 from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.keys import PREFIXES, transformer_moves
-from sd35.checkpoints.manifest import Manifest, hash_file, read_manifest, write_manifest
+from sd35.checkpoints.manifest import hash_file, write_manifest
 from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.checkpoints.relayout import Layout, depth, to_original
 from sd35.checkpoints.single_file import parts_held, read_part
@@ -32,7 +32,7 @@ from sd35.checkpoints.store import locate
 from sd35.errors import RequestError
 from sd35.fp8 import Granularity, Scheme
 from sd35.quantization.convert import job_facts, weight_bytes
-from sd35.quantization.folders import room_needed, source_records, write_folder
+from sd35.quantization.folders import made_of, room_needed, write_folder
 from sd35.quantization.lazily import one_value_a_row, quantized, restored
 from sd35.quantization.recipe import Recipe
 
@@ -153,15 +153,8 @@ def _to_file(
 
 def _write_manifest(path: Path, file: Path, job: Job) -> None:
     """Beside the file: its hash, and those of what it was made from."""
-    known = read_manifest(path)
-    manifest = Manifest(
-        files={file.name: hash_file(file)},
-        variant=known.variant if known else None,
-        tool=job.facts["tool"],
-        recipe={key: job.facts[key] for key in ("target", "with_encoders", "recipe")},
-        source=source_records(path),
-    )
-    write_manifest(file, manifest)
+    choices = {key: job.facts[key] for key in ("target", "with_encoders", "recipe")}
+    write_manifest(file, made_of(path, {file.name: hash_file(file)}, choices))
 
 
 def _openers(
