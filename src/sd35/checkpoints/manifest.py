@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd35 import __version__
 from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.tree import walk
 from sd35.errors import CheckpointError, OutputError, RequestError
@@ -111,7 +110,7 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
     unfinished.replace(place)
 
 
-def record(checkpoint: Path) -> Manifest:
+def record(checkpoint: Path, tool: str) -> Manifest:
     """Write the manifest of a folder or a single file that came without one: what it holds today.
 
     RequestError if it has one, OutputError if it can't be written.
@@ -120,7 +119,7 @@ def record(checkpoint: Path) -> Manifest:
     if place.exists():
         raise RequestError(f"{place} is there already, and is never overwritten: remove it to record anew.")
     files = hash_files(checkpoint) if checkpoint.is_dir() else {checkpoint.name: hash_file(checkpoint)}
-    manifest = Manifest(files, tool=f"sd35-fp8 {__version__}")
+    manifest = Manifest(files, tool=tool)
     try:
         write_manifest(checkpoint, manifest)
     except OSError as error:

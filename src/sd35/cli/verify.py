@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd35 import __version__
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.errors import CheckpointError
 
@@ -73,7 +74,7 @@ def _fetch_again(path: Path, report: "VerifyReport", *, hidden: bool) -> None:
 def _record(path: Path, *, hidden: bool) -> None:
     from sd35.checkpoints.manifest import manifest_place, record
 
-    manifest = record(path)
+    manifest = record(path, f"sd35-fp8 {__version__}")
     if not hidden:
         print(f"recorded   {len(manifest.files)} files in {manifest_place(path)}")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sd35 import __version__
-from sd35.checkpoints.folder import PARTS
 from sd35.checkpoints.formats import Checkpoint
 from sd35.checkpoints.gates import QUANT_METHOD
 from sd35.checkpoints.manifest import (
@@ -22,6 +21,7 @@ from sd35.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from sd35.checkpoints.parts import PARTS
 from sd35.checkpoints.relayout import Layout
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes
 from sd35.checkpoints.source import TensorSource
