@@ -13,8 +13,8 @@ from torch import Tensor
 import sd35
 from sd35.checkpoints.formats import detect
 from sd35.checkpoints.manifest import beside, hash_file, hash_files, read_manifest
+from sd35.checkpoints.original_parts import parts_held, read_part
 from sd35.checkpoints.schemes import METADATA_KEY
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.verify import verify
 from sd35.errors import CheckpointError, OutputError, RequestError

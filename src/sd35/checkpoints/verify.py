@@ -17,15 +17,16 @@ from threading import Lock
 from typing import Any
 
 from sd35.checkpoints.audit import FolderAudit, compare_tensors
+from sd35.checkpoints.encoder_files import as_in_the_table, check_scales
 from sd35.checkpoints.files import refuse_special
 from sd35.checkpoints.findings import AGAIN, Finding, finding_of, shown_path, some_of
 from sd35.checkpoints.fp8_audit import audit_fp8, view
 from sd35.checkpoints.header import Header, read_header
 from sd35.checkpoints.manifest import FILE_NAME
+from sd35.checkpoints.original_parts import parts_in, read_part
 from sd35.checkpoints.reader import TensorReader
 from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records, read_records_of
 from sd35.checkpoints.scan import Scan, scan
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.sizes import Recognised, inferred_size, layout_of, recognise
 from sd35.checkpoints.sniff import sniff, zero_tail
 from sd35.checkpoints.tree import tree_findings, walk
@@ -216,7 +217,8 @@ def _audit_file(path: Path, report: VerifyReport) -> Iterator[Finding]:
     try:
         with TensorReader([path]) as reader:
             yield from (Finding(name, reason, AGAIN) for reason in audit_fp8(reader, is_folder=False))
-            specs = view(reader).weights
+            specs = as_in_the_table(view(reader).weights)
+            check_scales(reader)
     except CheckpointError as error:
         yield finding_of(error, name)
         return
@@ -233,7 +235,7 @@ def _audit_file(path: Path, report: VerifyReport) -> Iterator[Finding]:
 def _audit_original(path: Path, report: VerifyReport) -> Iterator[Finding]:
     """A single file with the original names: each part that it holds, seen under diffusers' names."""
     try:
-        for part, prefix in parts_held(path).items():
+        for part, prefix in parts_in(path).items():
             with read_part(path, part, prefix) as source:
                 specs = {name: spec for name, spec in source.specs.items() if not name.endswith("_scale")}
             if part == "transformer":

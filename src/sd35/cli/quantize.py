@@ -41,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
     parser.add_argument(
+        "--text-encoders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
+        "which is which is seen from their contents",
+    )
+    parser.add_argument(
         "--layers",
         action="append",
         default=[],
@@ -73,9 +82,16 @@ def run(arguments: argparse.Namespace) -> None:
     scheme = Scheme(arguments.dtype, arguments.granularity, activation)
     recipe = Recipe.of(scheme, with_t5=arguments.t5, rules=rules)
     components = locate(arguments.components) if arguments.components else None
-    amax = _calibrate(arguments, components) if arguments.static else None
+    encoder_files = [Path(name) for name in arguments.text_encoders]
+    amax = _calibrate(arguments, components, encoder_files) if arguments.static else None
     report = quantize(
-        arguments.source, arguments.destination, recipe, components, amax, resume=arguments.resume
+        arguments.source,
+        arguments.destination,
+        recipe,
+        components,
+        amax,
+        resume=arguments.resume,
+        encoder_files=encoder_files,
     )
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})
@@ -84,7 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"weights   {megabytes(report.bytes_before)} -> {megabytes(report.bytes_after)}")
 
 
-def _calibrate(arguments: argparse.Namespace, components: Path | None) -> dict[str, float]:
+def _calibrate(
+    arguments: argparse.Namespace, components: Path | None, encoder_files: list[Path]
+) -> dict[str, float]:
     """Draw with the 16-bit source and note how large the layers' inputs get."""
     from sd35.config import RuntimeConfig
     from sd35.quantization.calibrate import calibrate
@@ -92,6 +110,7 @@ def _calibrate(arguments: argparse.Namespace, components: Path | None) -> dict[s
     from sd35.runtime.load import load_pipeline
 
     prompts = read_prompts(arguments.prompts, arguments.n)
-    pipeline = load_pipeline(arguments.source, RuntimeConfig(device=arguments.device), components=components)
+    config = RuntimeConfig(device=arguments.device)
+    pipeline = load_pipeline(arguments.source, config, None, components, encoder_files)
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
     return calibrate(pipeline, requests, arguments.percentile)

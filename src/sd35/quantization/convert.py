@@ -6,7 +6,7 @@ moved there when it is whole, so an interruption leaves nothing behind that look
 `resume` goes on from what it left. No clock and no random number takes part: equal input gives equal bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ def quantize(
     amax: Mapping[str, float] | None = None,
     *,
     resume: bool = False,
+    encoder_files: Sequence[Path] = (),
 ) -> QuantizationReport:
     """Write the FP8 folder `destination` from the 16-bit checkpoint `source` (a path, or `demo`).
 
@@ -55,8 +56,9 @@ def quantize(
     if the source is incomplete or FP8 already, OutputError if the destination exists or can't be written.
     """
     path, recipe = locate(source), recipe or Recipe()
-    checkpoint = open_checkpoint(path, components)
-    facts = job_facts("quantize", path, components, recipe=recipe.as_dict(), amax=dict(amax or {}))
+    checkpoint = open_checkpoint(path, components, encoder_files)
+    beside = [*([components] if components else []), *encoder_files]
+    facts = job_facts("quantize", path, beside, recipe=recipe.as_dict(), amax=dict(amax or {}))
     rewrite = partial(_quantized_by, recipe, amax or {})
     with fresh_folder(Path(destination), room_needed(checkpoint), Job(facts, resume)) as place:
         layers = write_folder(checkpoint, place, rewrite, recipe.as_dict())
@@ -65,13 +67,13 @@ def quantize(
     )
 
 
-def job_facts(task: str, source: Path, components: Path | None, **choices: Any) -> dict[str, Any]:
+def job_facts(task: str, source: Path, beside: Sequence[Path], **choices: Any) -> dict[str, Any]:
     """All that an output depends on; sources by path, size and time of change, as hashing takes minutes."""
     return {
         "tool": f"sd35-fp8 {__version__}",
         "task": task,
         "source": stamp(source),
-        "components": stamp(components) if components else None,
+        "beside": [stamp(place) for place in beside],
         **choices,
     }
 
