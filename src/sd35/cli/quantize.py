@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
     parser.add_argument(
+        "--link",
+        action="store_true",
+        help="hard-link the weights that stay 16-bit, where the disk can: they take no room, and whoever "
+        "writes into one of the two files changes both",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on from what an interrupted run of the same command left; without it, that is removed",
@@ -92,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         amax,
         resume=arguments.resume,
         encoder_files=encoder_files,
+        link_below=Path("/") if arguments.link else None,
     )
     if arguments.json:
         print_json({**vars(report), "path": str(report.path)})

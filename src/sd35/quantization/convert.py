@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sd35 import __version__
-from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.lazy import given
 from sd35.checkpoints.placing import Job, fresh_folder
 from sd35.checkpoints.relayout import Layout
@@ -24,7 +24,7 @@ from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate, stamp
 from sd35.errors import CheckpointError, RequestError
 from sd35.fp8 import Scheme, scale_from_amax
-from sd35.quantization.folders import room_needed, write_folder
+from sd35.quantization.folders import may_link, room_needed, write_folder
 from sd35.quantization.lazily import quantized
 from sd35.quantization.recipe import Recipe
 
@@ -48,23 +48,32 @@ def quantize(
     *,
     resume: bool = False,
     encoder_files: Sequence[Path] = (),
+    link_below: Path | None = None,
 ) -> QuantizationReport:
     """Write the FP8 folder `destination` from the 16-bit checkpoint `source` (a path, or `demo`).
 
     A recipe with static activations needs `amax`, which `calibrate` finds. `resume` goes on from what an
-    interrupted run of the same source and recipe left; the result is the same to the byte. CheckpointError
-    if the source is incomplete or FP8 already, OutputError if the destination exists or can't be written.
+    interrupted run of the same source and recipe left; the result is the same to the byte. Weights that
+    stay 16-bit are copied, and hard-linked if they lie below `link_below`. CheckpointError if the source is
+    incomplete or FP8 already, OutputError if the destination exists or can't be written.
     """
     path, recipe = locate(source), recipe or Recipe()
     checkpoint = open_checkpoint(path, components, encoder_files)
     beside = [*([components] if components else []), *encoder_files]
     facts = job_facts("quantize", path, beside, recipe=recipe.as_dict(), amax=dict(amax or {}))
     rewrite = partial(_quantized_by, recipe, amax or {})
-    with fresh_folder(Path(destination), room_needed(checkpoint), Job(facts, resume)) as place:
-        layers = write_folder(checkpoint, place, rewrite, recipe.as_dict())
+    room = room_needed(checkpoint, _linked(checkpoint, recipe, link_below))
+    with fresh_folder(Path(destination), room, Job(facts, resume)) as place:
+        layers = write_folder(checkpoint, place, rewrite, recipe.as_dict(), link_below)
     return QuantizationReport(
         Path(destination), layers, room_needed(checkpoint), weight_bytes(Path(destination))
     )
+
+
+def _linked(checkpoint: Checkpoint, recipe: Recipe, link_below: Path | None) -> list[str]:
+    """The parts that will take no room."""
+    unchanged = [part for part in checkpoint.parts if recipe.leaves(part)]
+    return [part for part in unchanged if all(may_link(path, link_below) for path in checkpoint.files(part))]
 
 
 def job_facts(task: str, source: Path, beside: Sequence[Path], **choices: Any) -> dict[str, Any]:

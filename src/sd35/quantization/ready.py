@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
-from sd35.checkpoints.store import derived, locate
+from sd35.checkpoints.store import derived, home, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, RequestError
 from sd35.quantization.convert import quantize
@@ -81,5 +81,8 @@ def _quantized_once(source: Path, components: Path | None, encoder_files: Sequen
     place = derived(identity, f"{recipe.name}-{__version__}")
     if not place.exists():
         log.info("quantizing %s to FP8, once, into %s", source, place)
-        quantize(source, place, recipe, components, resume=True, encoder_files=encoder_files)
+        # Both folders are ours then: encoders and VAE, 11 GB of Large, need not be there twice.
+        quantize(
+            source, place, recipe, components, resume=True, encoder_files=encoder_files, link_below=home()
+        )
     return place
