@@ -77,6 +77,20 @@ def test_record(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (demo_copy / "sd35.json").exists()
 
 
+def test_fix_of_a_single_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single file is mended from the origin that its folder's manifest has."""
+    source, folder = tmp_path / "source", tmp_path / "fetched"
+    source.mkdir()
+    assert main(["convert", "demo", str(source / "x.safetensors"), "--format", "16bit-file"]) == 0
+    assert main(["fetch", str(source), "--file", "x.safetensors", "-o", str(folder)]) == 0
+    path = folder / "x.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert main(["verify", str(path)]) == 3
+    assert main(["verify", str(path), "--fix"]) == 0
+    assert path.read_bytes() == good
+
+
 def test_fix_without_an_origin_says_so(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that no fetch made can't be mended, and the sentence says what to do instead."""
     (demo_copy / "vae/config.json").unlink()
