@@ -1,12 +1,18 @@
 """What many tests share: a home of their own, the demo model in its precisions, small weights to break."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter then; it is chosen when triton is imported, and others import it.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from safetensors.torch import load_file, save_file
 
 import sd35

@@ -7,6 +7,7 @@ from torch import Tensor
 from sd35.errors import DeviceError
 from sd35.fp8 import ScaledTensor, quantize
 from sd35.kernels import api, reference
+from sd35.kernels.operands import PLAIN, Form, Heads, Product, Residual
 
 WIDTHS = [64, 256, 1536, 2432]  # the demo's, Medium's and Large's channels among them
 
@@ -52,13 +53,48 @@ def test_quantize_rowwise_is_per_token() -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_adaln_modulate(width: int) -> None:
-    """(x - mean) / std * (1 + scale) + shift, each batch row by its own shift and scale."""
+def test_modulate(width: int) -> None:
+    """(x - mean) / std * (1 + scale) + shift, each batch row by its own shift and scale; x stays."""
     x, shift, scale = random(2, 5, width), random(2, width, seed=1), random(2, width, seed=2)
     x64 = x.double()
     normed = (x64 - x64.mean(-1, keepdim=True)) / (x64.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     expected = normed * (1 + scale.double()[:, None]) + shift.double()[:, None]
-    assert relative_error(reference.adaln_modulate(x, shift, scale), expected) < 1e-6
+    tokens, out = reference.modulate(Residual(x), shift, scale, PLAIN)
+    assert tokens is x
+    assert relative_error(out, expected) < 1e-6
+
+
+def test_settle_adds_the_gated_branch_of_a_product() -> None:
+    """tokens + gate * (values * row scale * column scale + bias), and tokens alone without a branch."""
+    tokens, values = random(2, 5, 64), random(2, 5, 64, seed=1)
+    rows, columns, bias, gate = random(2, 5, 1, seed=2), random(64, seed=3), random(64, seed=4), random(2, 64)
+    branch = values.double() * rows.double() * columns.double() + bias.double()
+    expected = tokens.double() + gate.double()[:, None] * branch
+    stream = Residual(tokens, Product(values, rows, columns, bias), gate)
+    assert relative_error(reference.settle(stream), expected) < 1e-6
+    assert reference.settle(Residual(tokens)) is tokens
+
+
+def test_gelu() -> None:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    x = 3 * random(2, 5, 64)
+    x64 = x.double()
+    expected = 0.5 * x64 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x64 + 0.044715 * x64**3)))
+    assert relative_error(reference.gelu(x, PLAIN, torch.float32), expected) < 1e-6
+
+
+@pytest.mark.parametrize("form", [PLAIN, Form("dynamic"), Form("static", torch.tensor(0.01))])
+def test_take_gives_what_the_form_says(form: Form) -> None:
+    """Plain is the tensor itself; dynamic has a scale a token, static one for all, saturating."""
+    x = random(2, 5, 64) * 3
+    out = reference.take(x, form)
+    if form.scale is None:
+        expected = x if form == PLAIN else quantize(x).dequantize()
+    else:
+        expected = x.clamp(-4.48, 4.48)
+    restored = out.dequantize() if isinstance(out, ScaledTensor) else out
+    assert relative_error(restored, expected) < 0.03
+    assert float(restored.abs().max()) == pytest.approx(float(expected.abs().max()), rel=0.04)
 
 
 def test_qk_rms_norm() -> None:
@@ -68,22 +104,27 @@ def test_qk_rms_norm() -> None:
     assert relative_error(reference.qk_rms_norm(x, weight), expected) < 1e-6
 
 
-def test_joint_attention() -> None:
-    """softmax(q k / 8) v for every head apart, heads side by side in the result."""
-    q, k, v = (random(2, 11, 3, 64, seed=seed) for seed in range(3))
-    out = reference.joint_attention(q, k, v)
-    for head in range(3):
-        a, b, c = (tensor[:, :, head].double() for tensor in (q, k, v))
-        expected = torch.softmax(a @ b.transpose(1, 2) / 8, dim=-1) @ c
-        assert relative_error(out[..., 64 * head : 64 * (head + 1)], expected) < 1e-6
+def test_place_heads_puts_each_stream_in_its_place() -> None:
+    """q and k normed, v as it is, from the given token on; all other tokens stay untouched."""
+    qkv, norm_q, norm_k = random(2, 5, 3 * 128), random(64, seed=1), random(64, seed=2)
+    heads = Heads.empty((2, 9, 2, 64), torch.float32, torch.device("cpu"))
+    for part in (heads.q, heads.k, heads.v):
+        part.fill_(7.0)
+    reference.place_heads(qkv, norm_q, norm_k, heads, 3)
+    q, k, v = qkv.unflatten(-1, (3, 2, 64)).unbind(2)
+    assert relative_error(heads.q[:, 3:8], reference.qk_rms_norm(q, norm_q)) == 0
+    assert relative_error(heads.k[:, 3:8], reference.qk_rms_norm(k, norm_k)) == 0
+    assert torch.equal(heads.v[:, 3:8], v)
+    assert all(bool((part[:, [0, 1, 2, 8]] == 7).all()) for part in (heads.q, heads.k, heads.v))
 
 
 def test_cpu_gets_the_reference_and_says_why() -> None:
-    """`auto` falls to the reference on a CPU, and a demand for cublas is refused with the reason."""
-    weight = quantize(random(32, 32))
-    assert api.choose_kernels("auto", weight, torch.bfloat16) == "reference"
+    """`auto` falls to the reference on a CPU, and a demand for Triton is refused with the reason."""
+    cpu = torch.device("cpu")
+    assert api.choose_operations("auto", cpu, torch.bfloat16) is reference
+    assert not api.multiplies_natively("auto", quantize(random(32, 32)), torch.bfloat16)
     with pytest.raises(DeviceError, match="needs a CUDA device"):
-        api.choose_kernels("cublas", weight, torch.bfloat16)
+        api.choose_operations("triton", cpu, torch.bfloat16)
 
 
 @pytest.mark.gpu
@@ -93,7 +134,7 @@ def test_cublas_equals_the_reference(n: int, k: int, rows: int) -> None:
     """On a card the tensor cores give the reference's product, to bf16's rounding and fast accumulation."""
     x = reference.quantize_rowwise(torch.randn(2, rows, k, device="cuda"))
     weight, bias = quantize(torch.randn(n, k, device="cuda") * 0.02), torch.randn(n, device="cuda").bfloat16()
-    assert api.choose_kernels("cublas", weight, torch.bfloat16) == "cublas"
-    out = api.scaled_mm(x, weight, bias, torch.bfloat16, "cublas")
+    assert api.multiplies_natively("auto", weight, torch.bfloat16)
+    out = api.scaled_mm(x, weight, bias).finish()
     expected = x.dequantize() @ weight.dequantize().T + bias.float()
     assert relative_error(out, expected) < 5e-3

@@ -56,18 +56,21 @@ def test_equals_diffusers_in_float32(
         expected = theirs(latents, sequence, pooled, timestep.expand(2), skip_layers=list(skip_layers)).sample
         assert float(expected.std()) > 0.01
         torch.testing.assert_close(
-            ours(latents, conditioning, step, skip_layers), expected, rtol=1e-4, atol=1e-5
+            ours(latents, conditioning.context, conditioning.table[step], skip_layers),
+            expected,
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
 @torch.inference_mode()
-def test_rows_of_a_conditioning(pair: tuple[SD3Transformer2DModel, MMDiT]) -> None:
-    """Some rows of a conditioning draw what they draw among the others."""
+def test_rows_of_a_batch_are_strangers(pair: tuple[SD3Transformer2DModel, MMDiT]) -> None:
+    """Some rows of a batch draw what they draw among the others."""
     _, ours = pair
     latents = torch.randn(3, 16, 8, 8)
     conditioning = ours.condition(torch.randn(3, 5, 96), torch.randn(3, 48), torch.tensor([500.0]))
-    whole = ours(latents, conditioning, 0)
-    part = ours(latents[1:], conditioning.rows(slice(1, None)), 0)
+    whole = ours(latents, conditioning.context, conditioning.table[0])
+    part = ours(latents[1:], conditioning.context[1:], conditioning.table[0, 1:])
     torch.testing.assert_close(part, whole[1:], rtol=1e-4, atol=1e-5)
 
 

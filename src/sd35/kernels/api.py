@@ -1,9 +1,14 @@
 """Which code runs an operation: the only place that chooses, by declared capability and never by trial.
 
-`reference` is the definition and runs anywhere. `cublas` is `torch._scaled_mm`, whose FP8 product runs on
-the tensor cores of Ada (8.9), Hopper (9.0) and later; it wants K and N in multiples of 16, one scale a row
-and bf16 out. A name that can't do what is asked is an error that says why; `auto` takes the first that can.
+`reference` is plain PyTorch: the definition, which runs anywhere. `triton` are our fused kernels, for CUDA
+devices. The FP8 product is `torch._scaled_mm`'s (cuBLAS), which runs on the tensor cores of Ada (8.9),
+Hopper (9.0) and later and wants K and N in multiples of 16 and bf16 out. A name that can't do what is asked
+is an error that says why; `auto` takes the best that can.
 """
+
+import functools
+import importlib.util
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +18,56 @@ from sd35.config import Kernels
 from sd35.errors import DeviceError
 from sd35.fp8 import ScaledTensor
 from sd35.kernels import reference
+from sd35.kernels.operands import Form, Heads, Operand, Product, Residual, Result
 
 FIRST_NATIVE_FP8 = (8, 9)
+FIRST_WITH_BF16 = (8, 0)
 # cuBLAS refuses products of very few rows with a long K (seen on an H100: 2 rows, K 6144 and 9728).
 FEWEST_ROWS = 16
+
+
+class Operations(Protocol):
+    """The fused operations; `reference` defines each."""
+
+    def take(self, x: Tensor, form: Form) -> Operand:
+        """x as the next layer wants it."""
+
+    def settle(self, stream: Residual) -> Tensor:
+        """The stream's tokens with their pending branch added."""
+
+    def modulate(self, stream: Residual, shift: Tensor, scale: Tensor, form: Form) -> tuple[Tensor, Operand]:
+        """The settled tokens, and they normed and modulated as the next layer wants them."""
+
+    def gelu(self, hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
+        """GELU of an MLP's hidden values."""
+
+    def place_heads(self, qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+        """A stream's q, k, v, normed, to their place among both streams' heads."""
+
+
+def triton_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels can't run on this device in this dtype, None when they can."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, not {device.type}"
+    if torch.cuda.get_device_capability(device) < FIRST_WITH_BF16:
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere, the first with bf16"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (PyTorch's CUDA builds bring it along)"
+    if dtype not in (torch.bfloat16, torch.float32):
+        return f"it computes from bf16 or float32, not {dtype}"
+    return None
+
+
+def choose_operations(wanted: Kernels, device: torch.device, dtype: torch.dtype) -> Operations:
+    """The code that runs the fused operations; DeviceError when the one demanded can't."""
+    refusal = triton_refuses(device, dtype)
+    if wanted == "triton" and refusal is not None:
+        raise DeviceError(f"The kernels 'triton' can't run here: {refusal}; leave the choice at 'auto'.")
+    if wanted == "reference" or refusal is not None:
+        return reference
+    from sd35.kernels import triton  # a CUDA machine's package, and half a second to import
+
+    return triton
 
 
 def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
@@ -35,37 +86,30 @@ def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
     return None
 
 
-def choose_kernels(wanted: Kernels, weight: ScaledTensor, dtype: torch.dtype) -> Kernels:
-    """The implementation that will multiply by this weight; DeviceError when the one demanded can't."""
-    if wanted == "reference":
-        return "reference"
-    refusal = cublas_refuses(weight, dtype)
-    if refusal is None:
-        return "cublas"
-    if wanted == "cublas":
-        raise DeviceError(f"The kernels 'cublas' can't run here: {refusal}; leave the choice at 'auto'.")
-    return "reference"
+def multiplies_natively(wanted: Kernels, weight: ScaledTensor, dtype: torch.dtype) -> bool:
+    """Whether this weight's products run on FP8 tensor cores; else the reference multiplies."""
+    return wanted != "reference" and cublas_refuses(weight, dtype) is None
 
 
-def scaled_mm(
-    x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None, dtype: torch.dtype, kernels: Kernels
-) -> Tensor:
-    """`reference.scaled_mm` by the chosen code: x [..., K], weight [N, K] -> [..., N]."""
-    if kernels == "reference":
-        return reference.scaled_mm(x, weight, bias, dtype)
-    rows, scales = x.data.flatten(0, -2), x.scale.flatten(0, -2)
+def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None) -> Product:
+    """x [B, T, K], weight [N, K] with one scale a row -> [B, T, N] in bf16, on the FP8 tensor cores.
+
+    The tensor cores multiply the bare E4M3 values, which is their fastest way; the scales and the bias are
+    left to whoever reads the product.
+    """
+    rows = x.data.flatten(0, -2)
     missing = max(0, FEWEST_ROWS - len(rows))
     if missing:
         # Zero rows in FP8 are zero bytes; F.pad does not know the dtype.
         rows = F.pad(rows.view(torch.uint8), (0, 0, 0, missing)).view(rows.dtype)
-        scales = F.pad(scales, (0, 0, 0, missing), value=1.0)
-    out = torch._scaled_mm(
-        rows,
-        weight.data.T,
-        scale_a=scales,
-        scale_b=weight.scale.T,
-        bias=bias,
-        out_dtype=dtype,
-        use_fast_accum=True,
+    one = _one(rows.device)
+    values = torch._scaled_mm(
+        rows, weight.data.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
     )
-    return out[: len(out) - missing].unflatten(0, x.data.shape[:-1])
+    values = values[: len(values) - missing].unflatten(0, x.data.shape[:-1])
+    return Product(values, x.scale, weight.scale.flatten(), bias)
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)

@@ -1,9 +1,11 @@
 """The operations of the MMDiT in plain PyTorch: the definition that every fast kernel must meet.
 
-They run anywhere and on any dtype. What is not said here is not promised: a kernel may change the order of
-additions, never the place where something is rounded to FP8.
+They run anywhere and on any dtype. Each computes in float32 and rounds once, to the dtype or FP8 format of
+what it writes. What is not said here is not promised: a kernel may change the order of additions, never
+the place where something is rounded to FP8.
 
-Shapes: B batch, T tokens, H heads, D head dim, C = H * D channels, K and N in and out channels.
+Shapes: B batch, T tokens, S tokens of both streams, H heads, D head dim, C = H * D channels, K and N in and
+out channels of a linear layer.
 """
 
 import torch
@@ -11,8 +13,64 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd35.fp8 import BLOCK, ScaledTensor, quantize, saturate
+from sd35.kernels.operands import Form, Heads, Operand, Residual, Result, finished
 
 NORM_EPSILON = 1e-6
+
+
+def take(x: Tensor, form: Form, dtype: torch.dtype | None = None) -> Operand:
+    """x [B, T, K] as the next layer wants it; plain in `dtype` (x's own when not said)."""
+    if form.activation == "dynamic":
+        return quantize_rowwise(x)
+    if form.activation == "static":
+        assert form.scale is not None
+        return quantize_static(x, form.scale)
+    return x.to(dtype or x.dtype)
+
+
+def settle(stream: Residual) -> Tensor:
+    """tokens + gate * branch, rounded to the tokens' dtype: [B, T, C]."""
+    if stream.branch is None:
+        return stream.tokens
+    assert stream.gate is not None
+    branch = stream.gate.float()[:, None] * finished(stream.branch)
+    return (stream.tokens.float() + branch).to(stream.tokens.dtype)
+
+
+def modulate(stream: Residual, shift: Tensor, scale: Tensor, form: Form) -> tuple[Tensor, Operand]:
+    """x = settle(stream), and LayerNorm(x) * (1 + scale) + shift in the form asked: shift, scale [B, C].
+
+    The norm has no weights of its own (AdaLN).
+    """
+    x = settle(stream)
+    normed = F.layer_norm(x.float(), (x.shape[-1],), eps=NORM_EPSILON)
+    modulated = normed * (1 + scale.float()[:, None]) + shift.float()[:, None]
+    return x, take(modulated, form, x.dtype)
+
+
+def gelu(hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
+    """GELU in its tanh form, of an MLP's hidden values [B, T, N]."""
+    return take(F.gelu(finished(hidden), approximate="tanh"), form, dtype)
+
+
+def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+    """Write a stream's q, k, v [B, T, 3C] into `heads` from token `first` on; q and k normed by weights [D].
+
+    `heads` in E4M3 get the values unscaled: q and k are of unit size after their norm, v is near it.
+    """
+    head_dim = heads.q.shape[-1]
+    q, k, v = finished(qkv).unflatten(-1, (3, -1, head_dim)).unbind(dim=2)
+    tokens = slice(first, first + q.shape[1])
+    heads.q[:, tokens] = _as(qk_rms_norm(q, norm_q), heads.q.dtype)
+    heads.k[:, tokens] = _as(qk_rms_norm(k, norm_k), heads.k.dtype)
+    heads.v[:, tokens] = _as(v, heads.v.dtype)
+
+
+def qk_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / rms(x) * weight over the head dim, in float32: x [B, T, H, D], weight [D]."""
+    x32 = x.float()
+    normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+    return (normed * weight.float()).to(x.dtype)
 
 
 def quantize_rowwise(x: Tensor) -> ScaledTensor:
@@ -49,20 +107,5 @@ def dequantize_weight(weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
     return (weight.data.float() * scale).to(dtype)
 
 
-def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, the norm without weights: x [B, T, C], shift and scale [B, C]."""
-    normed = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPSILON)
-    return normed * (1 + scale[:, None]) + shift[:, None]
-
-
-def qk_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x / rms(x) * weight over the head dim, in float32: x [B, T, H, D], weight [D]."""
-    x32 = x.float()
-    normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
-    return (normed * weight.float()).to(x.dtype)
-
-
-def joint_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v without a mask: [B, T, H, D] each -> [B, T, C]."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return saturate(values, dtype) if dtype == torch.float8_e4m3fn else values.to(dtype)

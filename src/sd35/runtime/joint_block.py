@@ -7,22 +7,50 @@ it is added. The last block's context stream ends with its q, k, v: nobody reads
 first blocks ("dual attention") the sample stream has a second attention, among image tokens alone.
 
 Modulations come from outside: they depend only on the timestep and the pooled text, so `MMDiT.condition`
-computes them once a request for all steps.
+computes them once a request for all steps. And a block's last addition is left to the next block, whose
+norm has to read the tokens anyway: streams travel as `Residual`.
 
 Shapes: B batch, T tokens, C channels, H heads, D head dim. Source: arXiv 2403.03206, figure 2.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sd35.kernels.reference import adaln_modulate, joint_attention, qk_rms_norm
+from sd35.config import Attention as AttentionName
+from sd35.kernels import reference
+from sd35.kernels.api import Operations
+from sd35.kernels.attention import Attend, attend_with, heads_dtype
+from sd35.kernels.operands import Heads, Operand, Residual
+from sd35.runtime.linear import form_of
 from sd35.variants import HEAD_DIM
 
 # Rows of a modulation table: (shift, scale, gate) for attention and MLP, and for dual attention once more.
 MODULATIONS = 6
 MODULATIONS_DUAL = 9
 MODULATIONS_LAST_CONTEXT = 2  # scale, shift: in this order, alone in the model with the final layer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who runs a block's operations, and its attention."""
+
+    operations: Operations = reference
+    attention: AttentionName = "sdpa"
+
+    def attend(self, heads: Heads) -> Tensor:
+        """[B, S, H, D] each -> [B, S, C]."""
+        attend: Attend = attend_with(self.attention)
+        return attend(heads)
+
+    def empty_heads(self, batch: int, tokens: int, like: Tensor) -> Heads:
+        """Room for the heads of `tokens` tokens, in the dtype that the attention wants."""
+        shape = (batch, tokens, like.shape[-1] // HEAD_DIM, HEAD_DIM)
+        return Heads.empty(shape, heads_dtype(self.attention, like.dtype), like.device)
+
+
+PLAIN_PYTORCH = Engine()
 
 
 class Attention(nn.Module):
@@ -35,10 +63,9 @@ class Attention(nn.Module):
         self.norm_k = nn.Parameter(torch.empty(HEAD_DIM))
         self.out = nn.Linear(channels, channels) if has_out else None
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, C] -> q, k, v, each [B, T, H, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1, HEAD_DIM)).unbind(dim=2)
-        return qk_rms_norm(q, self.norm_q), qk_rms_norm(k, self.norm_k), v
+    def project(self, x: Operand, heads: Heads, first: int, operations: Operations) -> None:
+        """Tokens [B, T, C] -> their q, k, v, among the heads from `first` on."""
+        operations.place_heads(self.qkv(x), self.norm_q, self.norm_k, heads, first)
 
 
 class FeedForward(nn.Module):
@@ -49,73 +76,86 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(channels, 4 * channels)
         self.fc2 = nn.Linear(4 * channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
 
 class JointBlock(nn.Module):
     """Both streams of one layer; `is_last` ends the context stream early, `is_dual` adds dual attention."""
 
-    def __init__(self, channels: int, *, is_last: bool, is_dual: bool) -> None:
+    def __init__(
+        self, channels: int, *, is_last: bool, is_dual: bool, engine: Engine = PLAIN_PYTORCH
+    ) -> None:
         super().__init__()
-        sample_rows = MODULATIONS_DUAL if is_dual else MODULATIONS
-        context_rows = MODULATIONS_LAST_CONTEXT if is_last else MODULATIONS
-        self.sample_modulation = nn.Linear(channels, sample_rows * channels)
-        self.context_modulation = nn.Linear(channels, context_rows * channels)
+        self.engine = engine
+        self.sample_rows = MODULATIONS_DUAL if is_dual else MODULATIONS
+        self.context_rows = MODULATIONS_LAST_CONTEXT if is_last else MODULATIONS
+        self.sample_modulation = nn.Linear(channels, self.sample_rows * channels)
+        self.context_modulation = nn.Linear(channels, self.context_rows * channels)
         self.sample_attention = Attention(channels)
         self.context_attention = Attention(channels, has_out=not is_last)
         self.dual_attention = Attention(channels) if is_dual else None
         self.sample_mlp = FeedForward(channels)
         self.context_mlp = None if is_last else FeedForward(channels)
 
-    def modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Condition [..., C] -> this block's tables for the two streams, each [..., rows, C]."""
-        channels = condition.shape[-1]
-        tables = (self.sample_modulation(condition), self.context_modulation(condition))
-        sample, context = (table.unflatten(-1, (-1, channels)) for table in tables)
-        return sample, context
+    def modulations(self, condition: Tensor) -> Tensor:
+        """Condition [..., C] -> this block's table [..., rows, C]: the sample's rows, then the context's."""
+        table = torch.cat([self.sample_modulation(condition), self.context_modulation(condition)], dim=-1)
+        return table.unflatten(-1, (-1, condition.shape[-1]))
 
-    def forward(
-        self, sample: Tensor, context: Tensor, sample_table: Tensor, context_table: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """sample [B, T, C], context [B, T', C] and one step's tables [B, rows, C] -> both streams after."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = sample_table.unbind(dim=1)
-        from_sample, from_context = self._attend(
-            adaln_modulate(sample, shift, scale), self._modulated_context(context, context_table)
-        )
-        attended = sample + gate[:, None] * self.sample_attention.out(from_sample)  # type: ignore[misc]
+    def forward(self, sample: Residual, context: Residual, table: Tensor) -> tuple[Residual, Residual]:
+        """sample [B, T, C], context [B, T', C] and one step's table [B, rows, C] -> both streams after."""
+        sample_table, context_table = table.split((self.sample_rows, self.context_rows), dim=1)
+        shift, scale, *sample_rest = sample_table.unbind(dim=1)
+        operations = self.engine.operations
+        image, image_in = operations.modulate(sample, shift, scale, form_of(self.sample_attention.qkv))
+        text, text_in = self._modulated_context(context, context_table)
+        heads = self.engine.empty_heads(len(image), image.shape[1] + text.shape[1], image)
+        self.sample_attention.project(image_in, heads, 0, operations)
+        self.context_attention.project(text_in, heads, image.shape[1], operations)
+        from_image, from_text = self.engine.attend(heads).split((image.shape[1], text.shape[1]), dim=1)
+        after = self._context_after(text, from_text, context_table)
+        return self._sample_after(image, from_image, sample_rest), after
+
+    def _sample_after(self, tokens: Tensor, attended: Tensor, table: list[Tensor]) -> Residual:
+        gate, mlp_shift, mlp_scale, mlp_gate, *dual = table
+        stream = self._attention_branch(tokens, attended, gate, self.sample_attention)
         if self.dual_attention is not None:
-            attended = attended + self._dual_branch(sample, *dual)
-        mlp = self.sample_mlp(adaln_modulate(attended, mlp_shift, mlp_scale))
-        return attended + mlp_gate[:, None] * mlp, self._context_after(context, from_context, context_table)
+            stream = self._with_dual_branch(tokens, stream, dual)
+        return self._mlp_branch(stream, mlp_shift, mlp_scale, mlp_gate, self.sample_mlp)
 
-    def _attend(self, sample: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint attention over the tokens of both streams; each gets back its own [B, T, C]."""
-        pairs = zip(
-            self.sample_attention.project(sample), self.context_attention.project(context), strict=True
-        )
-        q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
-        from_sample, from_context = joint_attention(q, k, v).split((sample.shape[1], context.shape[1]), dim=1)
-        return from_sample, from_context
-
-    def _dual_branch(self, sample: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        assert self.dual_attention is not None
-        assert self.dual_attention.out is not None
-        q, k, v = self.dual_attention.project(adaln_modulate(sample, shift, scale))
-        return gate[:, None] * self.dual_attention.out(joint_attention(q, k, v))
-
-    def _modulated_context(self, context: Tensor, table: Tensor) -> Tensor:
+    def _context_after(self, tokens: Tensor, attended: Tensor, table: Tensor) -> Residual:
         if self.context_mlp is None:
-            scale, shift = table.unbind(dim=1)
-        else:
-            shift, scale = table[:, 0], table[:, 1]
-        return adaln_modulate(context, shift, scale)
-
-    def _context_after(self, context: Tensor, from_context: Tensor, table: Tensor) -> Tensor:
-        if self.context_mlp is None or self.context_attention.out is None:
-            return context
+            return Residual(tokens)
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = table.unbind(dim=1)
-        context = context + gate[:, None] * self.context_attention.out(from_context)
-        mlp = self.context_mlp(adaln_modulate(context, mlp_shift, mlp_scale))
-        return context + mlp_gate[:, None] * mlp
+        stream = self._attention_branch(tokens, attended, gate, self.context_attention)
+        return self._mlp_branch(stream, mlp_shift, mlp_scale, mlp_gate, self.context_mlp)
+
+    def _modulated_context(self, context: Residual, table: Tensor) -> tuple[Tensor, Operand]:
+        first, second = table[:, 0], table[:, 1]
+        scale, shift = (first, second) if self.context_mlp is None else (second, first)
+        form = form_of(self.context_attention.qkv)
+        return self.engine.operations.modulate(context, shift, scale, form)
+
+    def _attention_branch(
+        self, tokens: Tensor, attended: Tensor, gate: Tensor, attention: Attention
+    ) -> Residual:
+        assert attention.out is not None
+        share = self.engine.operations.take(attended, form_of(attention.out))
+        return Residual(tokens, attention.out(share), gate)
+
+    def _with_dual_branch(self, tokens: Tensor, stream: Residual, table: list[Tensor]) -> Residual:
+        """Image tokens attend among themselves too; they start from the tokens before the joint attention."""
+        assert self.dual_attention is not None
+        shift, scale, gate = table
+        operations = self.engine.operations
+        _, x = operations.modulate(Residual(tokens), shift, scale, form_of(self.dual_attention.qkv))
+        heads = self.engine.empty_heads(len(tokens), tokens.shape[1], tokens)
+        self.dual_attention.project(x, heads, 0, operations)
+        attended = self.engine.attend(heads)
+        return self._attention_branch(operations.settle(stream), attended, gate, self.dual_attention)
+
+    def _mlp_branch(
+        self, stream: Residual, shift: Tensor, scale: Tensor, gate: Tensor, mlp: FeedForward
+    ) -> Residual:
+        operations = self.engine.operations
+        tokens, x = operations.modulate(stream, shift, scale, form_of(mlp.fc1))
+        hidden = operations.gelu(mlp.fc1(x), form_of(mlp.fc2), tokens.dtype)
+        return Residual(tokens, mlp.fc2(hidden), gate)

@@ -6,16 +6,21 @@ activations all tokens share one stored scale. A scheme with activation "none" k
 the weight for the moment of the product.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd35.config import Kernels
 from sd35.fp8 import Activation, ScaledTensor
 from sd35.kernels import api, reference
+from sd35.kernels.operands import PLAIN, Form, Operand, Result, finished
 
 
 class Fp8Linear(nn.Module):
-    """A weight [N, K] in FP8 with float32 scales [N, 1] (or [N, K/128]: one a row and K group)."""
+    """A weight [N, K] in FP8 with float32 scales [N, 1] (or [N, K/128]: one a row and K group).
+
+    It takes its input plain or, which saves a pass over it, in the form that `form` asks for.
+    """
 
     data: Tensor
     scale: Tensor
@@ -28,6 +33,7 @@ class Fp8Linear(nn.Module):
         bias: Tensor | None,
         activation: Activation,
         kernels: Kernels,
+        dtype: torch.dtype,
         input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -37,25 +43,41 @@ class Fp8Linear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
         self.activation = activation
-        self.kernels = kernels
+        self.dtype = dtype  # of the result
+        self.is_native = activation != "none" and api.multiplies_natively(kernels, weight, dtype)
 
     @property
     def weight(self) -> ScaledTensor:
         """The weight as a pair. Not a tensor on purpose: code that asks `weight.dtype` would cast to FP8."""
         return ScaledTensor(self.data, self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] -> [..., N] in x's dtype."""
+    @property
+    def form(self) -> Form:
+        """How this layer wants its input."""
+        return Form(self.activation, self.input_scale)
+
+    def forward(self, x: Operand) -> Result:
+        """x [..., K] -> [..., N]: a tensor from a tensor, from FP8 a `Product` where tensor cores ran."""
+        if isinstance(x, ScaledTensor):
+            return self._product(x)
         if self.activation == "none":
             return F.linear(x, reference.dequantize_weight(self.weight, x.dtype), self.bias)
-        return api.scaled_mm(self._quantized(x), self.weight, self.bias, x.dtype, self.kernels)
+        quantized = reference.take(x, self.form)
+        assert isinstance(quantized, ScaledTensor)
+        return finished(self._product(quantized)).to(x.dtype)
 
-    def _quantized(self, x: Tensor) -> ScaledTensor:
-        if self.input_scale is None:
-            return reference.quantize_rowwise(x)
-        return reference.quantize_static(x, self.input_scale)
+    def _product(self, x: ScaledTensor) -> Result:
+        if self.is_native:
+            return api.scaled_mm(x, self.weight, self.bias)
+        return reference.scaled_mm(x, self.weight, self.bias, self.dtype)
 
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         n, k = self.data.shape
-        return f"{k} -> {n}, {self.data.dtype}, activation={self.activation}, kernels={self.kernels}"
+        product = "tensor cores" if self.is_native else "reference"
+        return f"{k} -> {n}, {self.data.dtype}, activation={self.activation}, product={product}"
+
+
+def form_of(layer: nn.Module) -> Form:
+    """How a linear layer, FP8 or not, wants its input."""
+    return layer.form if isinstance(layer, Fp8Linear) else PLAIN

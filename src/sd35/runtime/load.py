@@ -25,9 +25,13 @@ from transformers import (
 from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
-from sd35.config import RuntimeConfig
+from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError
+from sd35.kernels.api import choose_operations
+from sd35.kernels.attention import choose_attention
 from sd35.runtime.encoders import TextEncoder, TextEncoders
+from sd35.runtime.graphs import Recorder
+from sd35.runtime.joint_block import Engine
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.weights import Placement, fill_mmdit, fill_module
@@ -72,6 +76,7 @@ def load_pipeline(
         shift=_read_shift(opened),
         device=placement.device,
         identity=identity_of(opened),
+        recorder=Recorder() if placement.cuda_graphs else None,
     )
 
 
@@ -92,11 +97,10 @@ def identity_of(checkpoint: Checkpoint) -> str:
 def resolve(config: RuntimeConfig) -> Placement:
     """The device and dtype that `auto` comes to on this machine; DeviceError if the device isn't there."""
     device = _device(config.device)
-    if config.compute_dtype == "auto":
-        # Without bf16 instructions a CPU takes longer for bf16 than for float32.
-        native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return Placement(device, torch.bfloat16 if native else torch.float32, config.kernels)
-    return Placement(device, _DTYPES[config.compute_dtype], config.kernels)
+    dtype = _dtype(config.compute_dtype, device)
+    return Placement(
+        device, dtype, config.kernels, config.attention, config.cuda_graphs and device.type == "cuda"
+    )
 
 
 def read_mmdit_config(checkpoint: Checkpoint) -> MMDiTConfig:
@@ -139,6 +143,14 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
+def _dtype(wanted: ComputeDtype, device: torch.device) -> torch.dtype:
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    # Without bf16 instructions a CPU takes longer for bf16 than for float32.
+    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def _whole(values: dict[str, Any], key: str) -> int:
     value = values[key]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 100_000:
@@ -167,8 +179,14 @@ def _read_shift(checkpoint: Checkpoint) -> float:
 
 
 def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> MMDiT:
+    device, dtype = placement.device, placement.dtype
+    engine = Engine(
+        choose_operations(placement.kernels, device, dtype),
+        choose_attention(placement.attention, device, dtype),
+    )
+    log.debug("attention by %s", engine.attention)
     with torch.device("meta"):
-        mmdit = MMDiT(config)
+        mmdit = MMDiT(config, engine)
     with checkpoint.tensors("transformer") as tensors:
         fill_mmdit(mmdit, tensors, placement)
     return mmdit.eval()

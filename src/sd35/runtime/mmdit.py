@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd35.kernels.reference import adaln_modulate
-from sd35.runtime.joint_block import JointBlock
+from sd35.kernels.operands import PLAIN, Residual
+from sd35.runtime.joint_block import PLAIN_PYTORCH, Engine, JointBlock
 from sd35.variants import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE
 
 FREQUENCIES = 128  # the timestep embedding has this many cosines, then as many sines
+FINAL_ROWS = 2  # scale, shift of the last layer's modulation
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,14 @@ class MMDiTConfig:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network knows of a request: text tokens and, for every step, each block's modulations.
+    """What the network knows of a request: text tokens and, for every step, all modulations in one table.
 
-    `context` [B, T, C]; `blocks` holds for each block the tables of the two streams, [S, B, rows, C] each;
-    `final` [S, B, 2, C] is the last layer's (scale, shift).
+    `context` [B, T, C]; `table` [S, B, rows, C] holds each block's rows, block after block, and then the
+    last layer's (scale, shift).
     """
 
     context: Tensor
-    blocks: list[tuple[Tensor, Tensor]]
-    final: Tensor
-
-    def rows(self, rows: slice) -> "Conditioning":
-        """The same for some rows of the batch."""
-        blocks = [(sample[:, rows], context[:, rows]) for sample, context in self.blocks]
-        return Conditioning(self.context[rows], blocks, self.final[:, rows])
+    table: Tensor
 
 
 class EmbeddingMLP(nn.Module):
@@ -74,9 +69,9 @@ class MMDiT(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, config: MMDiTConfig) -> None:
+    def __init__(self, config: MMDiTConfig, engine: Engine = PLAIN_PYTORCH) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.engine = config, engine
         channels, last = config.channels, config.num_layers - 1
         self.patch_embed = nn.Conv2d(LATENT_CHANNELS, channels, PATCH_SIZE, stride=PATCH_SIZE)
         self.register_buffer("pos_embed", torch.empty(1, config.pos_embed_max_size**2, channels))
@@ -84,7 +79,7 @@ class MMDiT(nn.Module):
         self.pooled_embed = EmbeddingMLP(config.pooled_channels, channels)
         self.context_embed = nn.Linear(config.text_channels, channels)
         self.blocks = nn.ModuleList(
-            JointBlock(channels, is_last=i == last, is_dual=i in config.dual_attention_layers)
+            JointBlock(channels, is_last=i == last, is_dual=i in config.dual_attention_layers, engine=engine)
             for i in range(config.num_layers)
         )
         self.final_modulation = nn.Linear(channels, 2 * channels)
@@ -95,24 +90,30 @@ class MMDiT(nn.Module):
         waves = timestep_waves(timesteps).to(pooled.dtype)
         embedded = self.timestep_embed(waves)[:, None] + self.pooled_embed(pooled)  # [S, B, C]
         condition = F.silu(embedded)
-        return Conditioning(
-            context=self.context_embed(sequence),
-            blocks=[block.modulations(condition) for block in self._blocks()],
-            final=self.final_modulation(condition).unflatten(-1, (2, -1)),
-        )
+        tables = [block.modulations(condition) for block in self._blocks()]
+        tables.append(self.final_modulation(condition).unflatten(-1, (FINAL_ROWS, -1)))
+        return Conditioning(self.context_embed(sequence), torch.cat(tables, dim=2))
 
     def forward(
-        self, latents: Tensor, conditioning: Conditioning, step: int, skip_layers: tuple[int, ...] = ()
+        self, latents: Tensor, context: Tensor, table: Tensor, skip_layers: tuple[int, ...] = ()
     ) -> Tensor:
-        """Velocity at `latents` [B, 16, H, W], same shape, in one step and without the `skip_layers`."""
+        """Velocity at `latents` [B, 16, H, W], same shape, without the `skip_layers`.
+
+        `context` [B, T, C] and `table` [B, rows, C] are the conditioning's, the table that of one step.
+        """
         height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
-        sample = self.patch_embed(latents).flatten(2).transpose(1, 2) + self._positions(height, width)
-        context = conditioning.context
-        for i, (block, tables) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
+        patches = self.patch_embed(latents).flatten(2).mT.contiguous() + self._positions(height, width)
+        sample, text = Residual(patches), Residual(context)
+        *tables, final = table.split(self._table_rows(), dim=1)
+        for i, (block, rows) in enumerate(zip(self._blocks(), tables, strict=True)):
             if i not in skip_layers:
-                sample, context = block(sample, context, tables[0][step], tables[1][step])
-        scale, shift = conditioning.final[step].unbind(dim=1)
-        return unpatchify(self.proj_out(adaln_modulate(sample, shift, scale)), height, width)
+                sample, text = block(sample, text, rows)
+        scale, shift = final.unbind(dim=1)
+        _, out = self.engine.operations.modulate(sample, shift, scale, PLAIN)
+        return unpatchify(self.proj_out(out), height, width)
+
+    def _table_rows(self) -> list[int]:
+        return [*(block.sample_rows + block.context_rows for block in self._blocks()), FINAL_ROWS]
 
     def _blocks(self) -> Iterable[JointBlock]:
         return self.blocks  # type: ignore[return-value]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sd35.request import GenerationRequest, Picture
 from sd35.runtime.encoders import TextEncoders, encode
+from sd35.runtime.graphs import Recorder
 from sd35.runtime.latents import decode, initial_latents
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.sampling import OnStep, denoise
@@ -51,6 +52,7 @@ class Pipeline:
     shift: float
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
+    recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
 
     def generate(self, request: GenerationRequest, on_step: OnStep | None = None) -> Generation:
         """Draw what is asked; `on_step(done, of)` is called after each step, and what it raises ends it."""
@@ -66,7 +68,9 @@ class Pipeline:
             embeds = encode(self.text_encoders, pictures)
         with clock("denoise"):
             latents = initial_latents(pictures, self.device)
-            latents = denoise(self.mmdit, latents, embeds, settings, self.shift, on_step or _ignore)
+            latents = denoise(
+                self.mmdit, latents, embeds, settings, self.shift, on_step or _ignore, self.recorder
+            )
         with clock("decode"):
             images = decode(self.vae, latents)
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]

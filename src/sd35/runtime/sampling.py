@@ -4,10 +4,6 @@ The model was trained on x_sigma = (1 - sigma) * picture + sigma * noise and pre
 noise - picture. From sigma 1 to 0, each step moves x by (next sigma - sigma) * velocity. Large pictures
 need more of their steps at high noise, hence the shift: sigma' = s * sigma / (1 + (s - 1) * sigma), s = 3.
 
-Guidance runs the model on the negative prompt too and goes `guidance_scale` times the way from there to
-the prompt's own prediction. Skip-layer guidance adds, in early steps, the difference to what the model
-says without some of its middle blocks.
-
 Source: arXiv 2403.03206; `FlowMatchEulerDiscreteScheduler` of diffusers, which the tests hold this to.
 """
 
@@ -18,7 +14,9 @@ from torch import Tensor
 
 from sd35.request import Settings
 from sd35.runtime.encoders import PromptEmbeds
-from sd35.runtime.mmdit import Conditioning, MMDiT
+from sd35.runtime.graphs import Recorder
+from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.step import Step, euler_step
 
 TRAIN_TIMESTEPS = 1000
 
@@ -38,37 +36,67 @@ def flow_sigmas(num_inference_steps: int, shift: float) -> Tensor:
 
 
 def denoise(
-    mmdit: MMDiT, latents: Tensor, embeds: PromptEmbeds, settings: Settings, shift: float, on_step: OnStep
+    mmdit: MMDiT,
+    latents: Tensor,
+    embeds: PromptEmbeds,
+    settings: Settings,
+    shift: float,
+    on_step: OnStep,
+    recorder: Recorder | None = None,
 ) -> Tensor:
     """Noise [B, 16, H, W] in float32 -> the picture's latents, same shape.
 
-    `embeds` holds the negative rows first, then the prompts' rows, where guidance is on.
+    `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. With a recorder
+    the steps are replayed from CUDA graphs.
     """
-    sigmas = flow_sigmas(settings.num_inference_steps, shift)
-    timesteps = (sigmas[:-1] * TRAIN_TIMESTEPS).to(latents.device)
-    conditioning = mmdit.condition(embeds.sequence, embeds.pooled, timesteps)
-    dtype = embeds.sequence.dtype
-    strides = sigmas.diff().tolist()
-    for step, stride in enumerate(strides):
-        velocity = guided_velocity(mmdit, latents.to(dtype), conditioning, settings, step)
-        latents = latents + stride * velocity.float()
-        on_step(step + 1, len(strides))
+    sigmas = flow_sigmas(settings.num_inference_steps, shift).to(latents.device)
+    conditioning = mmdit.condition(embeds.sequence, embeds.pooled, sigmas[:-1] * TRAIN_TIMESTEPS)
+    strides = sigmas.diff()
+    guidance, skip_guidance = latents.new_tensor(
+        [settings.guidance_scale, settings.skip_layer_guidance_scale]
+    )
+    progress = Progress(on_step, len(strides), latents.device)
+    for i, stride in enumerate(strides):
+        step = Step(
+            latents, conditioning.context, conditioning.table[i], stride, guidance, skip_guidance,
+            guided=settings.guided,
+            skip_layers=settings.skip_layers if settings.skips_layers_at(i) else (),
+        )  # fmt: skip
+        latents = recorder.run(mmdit, step) if recorder else euler_step(mmdit, step)
+        progress.queued()
+    progress.finish()
     return latents
 
 
-def guided_velocity(
-    mmdit: MMDiT, latents: Tensor, conditioning: Conditioning, settings: Settings, step: int
-) -> Tensor:
-    """The velocity at `latents` [B, 16, H, W], with as much guidance as the settings ask for in this step."""
-    if not settings.guided:
-        return mmdit(latents, conditioning, step)
-    negative, positive = mmdit(torch.cat([latents, latents]), conditioning, step).chunk(2)
-    velocity: Tensor = negative + settings.guidance_scale * (positive - negative)
-    if settings.skips_layers_at(step):
-        prompts_only = conditioning.rows(slice(len(latents), None))
-        without_layers = mmdit(latents, prompts_only, step, settings.skip_layers)
-        velocity = velocity + settings.skip_layer_guidance_scale * (positive - without_layers)
-    return velocity
+class Progress:
+    """Tells a listener of each step when it is done, with one more step queued so that no card waits."""
+
+    def __init__(self, on_step: OnStep, steps: int, device: torch.device) -> None:
+        self._on_step, self._steps, self._device = on_step, steps, device
+        self._queued: list[torch.cuda.Event | None] = []
+        self._done = 0
+
+    def queued(self) -> None:
+        """One more step is in the device's queue."""
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+        self._queued.append(event)
+        if event is None or len(self._queued) > 1:
+            self._await_one()
+
+    def finish(self) -> None:
+        """Wait for what is still queued."""
+        while self._queued:
+            self._await_one()
+
+    def _await_one(self) -> None:
+        event = self._queued.pop(0)
+        if event is not None:
+            event.synchronize()
+        self._done += 1
+        self._on_step(self._done, self._steps)
 
 
 def _shifted(sigma: Tensor, shift: float) -> Tensor:

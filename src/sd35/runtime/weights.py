@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sd35.checkpoints.source import TensorSource
-from sd35.config import Kernels
+from sd35.config import Attention, Kernels
 from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
-from sd35.kernels.api import choose_kernels
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.mmdit import MMDiT
 
@@ -60,11 +59,13 @@ _BLOCK_TENSORS = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights go and as what: the device, the dtype of all that is not FP8, the FP8 kernels."""
+    """Where weights go and as what: the device, the dtype of all that is not FP8, and who computes."""
 
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
+    attention: Attention = "auto"
+    cuda_graphs: bool = False
 
 
 def fill_mmdit(mmdit: MMDiT, tensors: TensorSource, placement: Placement) -> None:
@@ -216,9 +217,9 @@ def _fp8_linear(
     if plain.bias is not None:
         bias = _stack([source.tensor(f"{layer}.bias") for layer in layers])
         _check_shape(path, bias, plain.bias)
-    kernels = choose_kernels(source.placement.kernels, weight, source.placement.dtype)
     input_scale = source.input_scale(layers) if scheme.activation == "static" else None
-    return Fp8Linear(weight, bias, scheme.activation, kernels, input_scale)
+    placement = source.placement
+    return Fp8Linear(weight, bias, scheme.activation, placement.kernels, placement.dtype, input_scale)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

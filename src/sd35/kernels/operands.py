@@ -1,0 +1,80 @@
+"""What flows between the operations: inputs as a layer wants them, results that are not finished yet.
+
+Two ideas keep the memory traffic of a step low. First, whoever writes a linear layer's input writes it the
+way that layer reads it, so each layer says its `Form`. Second, nobody finishes a result that is about to be
+read anyway: an FP8 product still needs its scales and bias (`Product`), and a residual stream its gated
+branch (`Residual`); the next operation applies them while the values are in its registers.
+
+Shapes: B batch, T tokens, S tokens of both streams, C channels, H heads, D head dim, N out channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sd35.fp8 import Activation, ScaledTensor
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a linear layer wants its input: plain ("none"), or in E4M3 by each token's scale or by one."""
+
+    activation: Activation = "none"
+    scale: Tensor | None = None  # the one scale, float32 [], where the activation is "static"
+
+
+PLAIN = Form()
+
+Operand = Tensor | ScaledTensor  # a linear layer's input: [B, T, C], or the same in E4M3 with scale [B, T, 1]
+
+
+@dataclass(frozen=True)
+class Product:
+    """An FP8 product before its last step: values * row_scale * column_scale + bias.
+
+    `values` [B, T, N] is what the tensor cores gave, rounded to the compute dtype; rounding is relative, so
+    it does not matter that the scales come later. `row_scale` is [B, T, 1], `column_scale` and `bias` [N].
+    """
+
+    values: Tensor
+    row_scale: Tensor
+    column_scale: Tensor
+    bias: Tensor | None
+
+    def finish(self) -> Tensor:
+        """The result in float32."""
+        result = self.values.float() * self.row_scale * self.column_scale
+        return result if self.bias is None else result + self.bias.float()
+
+
+Result = Tensor | Product  # what a linear layer gives
+
+
+def finished(result: Result) -> Tensor:
+    """A linear layer's result, in float32."""
+    return result.finish() if isinstance(result, Product) else result.float()
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A stream of tokens [B, T, C] with a branch still to be added: tokens + gate * branch, gate [B, C]."""
+
+    tokens: Tensor
+    branch: Result | None = None
+    gate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys and values of both streams side by side, [B, S, H, D] each: image tokens, then text."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> "Heads":
+        """Room for them, unwritten."""
+        q, k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(3))
+        return cls(q, k, v)

@@ -1,0 +1,77 @@
+"""GELU and rounding to FP8 in one pass over a token's hidden values; and the rounding alone."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sd35.kernels.operands import Form, Operand, Product, Result
+from sd35.kernels.triton.launch import Output, form_arguments, parts_of, result_arguments
+from sd35.kernels.triton.numbers import load_result, store_operand
+
+
+def gelu(hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
+    """`reference.gelu`."""
+    values = hidden.values if isinstance(hidden, Product) else hidden
+    assert values.dtype == dtype
+    return _run(hidden, values, form, is_gelu=True)
+
+
+def take(x: Tensor, form: Form) -> Operand:
+    """`reference.take`, of bf16 or float32 [B, T, C] whose batches may lie apart."""
+    if form.activation == "none":
+        return x
+    return _run(x, x, form, is_gelu=False)
+
+
+def _run(result: Result, values: Tensor, form: Form, *, is_gelu: bool) -> Operand:
+    batch, tokens, channels = values.shape
+    assert values.stride(2) == 1
+    output = Output.empty((batch, tokens, channels), form, values)
+    gelu_kernel[(batch * tokens,)](
+        **result_arguments(result, values),
+        stride_batch=values.stride(0), stride_token=values.stride(1),
+        out=output.data, out_scale=output.scale,
+        **form_arguments(form, values),
+        tokens=tokens, channels=channels,
+        GELU=is_gelu,
+        **parts_of(channels),
+        num_warps=_warps(channels),
+    )  # fmt: skip
+    return output.operand
+
+
+def _warps(channels: int) -> int:
+    return 4 if channels <= 4096 else 8
+
+
+@triton.jit
+def gelu_kernel(
+    values, stride_batch, stride_token, row_scale, column_scale, bias,
+    out, out_scale, input_scale,
+    tokens, channels,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr,
+    GELU: tl.constexpr, FORM: tl.constexpr, NATIVE: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr,
+):  # fmt: skip
+    """One program a token."""
+    row = tl.program_id(0).to(tl.int64)
+    batch, token = row // tokens, row % tokens
+    a, b = load_result(
+        values + batch * stride_batch + token * stride_token,
+        row_scale + row, column_scale, bias, channels,
+        UNFINISHED, BIASED, FIRST, SECOND,
+    )  # fmt: skip
+    if GELU:
+        a, b = gelu_tanh(a), gelu_tanh(b)
+    store_operand(
+        a, b, out + row * channels, out_scale + row, input_scale, channels,
+        FORM, NATIVE, FIRST, SECOND,
+    )  # fmt: skip
+
+
+@triton.jit
+def gelu_tanh(x):
+    """x / 2 * (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    minus_2u = -1.5957691216057308 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp(tl.minimum(minus_2u, 80.0)))  # exp(80) is far beyond 1 and no infinity

@@ -1,0 +1,67 @@
+"""q, k and v from a stream's projection to their place among both streams' heads, in one pass.
+
+The joint attention wants the tokens of both streams side by side. Writing each stream's heads where they
+belong, normed and in the attention's own dtype, saves the concatenations.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sd35.kernels.operands import Heads, Product, Result
+from sd35.kernels.reference import NORM_EPSILON
+from sd35.kernels.triton.launch import result_arguments, rounds_natively
+from sd35.kernels.triton.numbers import e4m3_bits
+
+
+def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+    """`reference.place_heads`."""
+    values = qkv.values if isinstance(qkv, Product) else qkv
+    batch, tokens, _ = values.shape
+    assert values.is_contiguous()
+    _, total, count, head_dim = heads.q.shape
+    is_fp8 = heads.q.dtype == torch.float8_e4m3fn
+    q, k, v = (part.view(torch.uint8) if is_fp8 else part for part in (heads.q, heads.k, heads.v))
+    place_heads_kernel[(batch * tokens, 3)](
+        **result_arguments(qkv, values),
+        norm_q=norm_q, norm_k=norm_k,
+        q=q, k=k, v=v,
+        tokens=tokens, total=total, first=first, heads=count, epsilon=NORM_EPSILON,
+        FP8=is_fp8, NATIVE=rounds_natively(values.device),
+        HEADS=triton.next_power_of_2(count), HEAD_DIM=head_dim,
+        num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def place_heads_kernel(
+    values, row_scale, column_scale, bias, norm_q, norm_k, q, k, v,
+    tokens, total, first, heads, epsilon,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, FP8: tl.constexpr, NATIVE: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """One program for a token's queries, one for its keys, one for its values."""
+    row = tl.program_id(0).to(tl.int64)
+    kind = tl.program_id(1)
+    batch, token = row // tokens, row % tokens
+    dims = tl.arange(0, HEAD_DIM)[None, :]
+    offsets = tl.arange(0, HEADS)[:, None] * HEAD_DIM + dims
+    width = heads * HEAD_DIM
+    mask = offsets < width
+    columns = kind * width + offsets
+    x = tl.load(values + row * 3 * width + columns, mask=mask, other=0.0).to(tl.float32)
+    if UNFINISHED:
+        x = x * (tl.load(row_scale + row) * tl.load(column_scale + columns, mask=mask, other=0.0))
+        if BIASED:
+            x += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+    if kind < 2:
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
+        norm = norm_q if kind == 0 else norm_k
+        x = x * inverse[:, None] * tl.load(norm + dims).to(tl.float32)
+    out = q if kind == 0 else (k if kind == 1 else v)
+    place = out + ((batch * total + first + token) * width + offsets)
+    if FP8:
+        tl.store(place, e4m3_bits(x, NATIVE), mask=mask)
+    else:
+        tl.store(place, x.to(out.dtype.element_ty), mask=mask)

@@ -1,0 +1,95 @@
+"""Inside a Triton kernel: a token's row in registers, and its way out in the form that a layer wants.
+
+A row is held as two parts, for Triton's blocks are powers of two and SD3.5's widths are not: 2,432 channels
+are 2,048 and 384 of 512, where one block of 4,096 would compute for nothing in four of ten lanes. Lanes of
+the second part that lie beyond the row hold 0.
+
+Cards from sm_89 on round to E4M3 in one instruction. Older ones have none, and neither has Triton's
+interpreter a right one, so there it is done in integers. A normal float32 keeps 3 of its 23 mantissa bits:
+adding half of the last kept bit (a bit less when that bit is even) carries into the exponent by itself.
+A number under 2^-6 becomes a multiple of 2^-9, which adding 2^14 rounds to, for that is float32's own step
+up there.
+"""
+
+import triton
+import triton.language as tl
+
+PLAIN = tl.constexpr(0)
+DYNAMIC = tl.constexpr(1)
+STATIC = tl.constexpr(2)
+
+LARGEST = tl.constexpr(448.0)
+SMALLEST_SCALE = tl.constexpr(1.1754943508222875e-38)  # float32's smallest normal number, as in sd35.fp8
+
+
+@triton.jit
+def e4m3_bits(x, NATIVE: tl.constexpr):
+    """float32 -> E4M3 as uint8: to nearest even, saturating, NaN stays NaN."""
+    if NATIVE:
+        code = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+        # 2^14 has the bits 0x46800000.
+        small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+        rounded = tl.where(magnitude < (121 << 23), small, tl.minimum(normal, 0x7E))
+        rounded = tl.where(magnitude > 0x7F800000, 0x7F, rounded)
+        code = (((bits >> 24) & 0x80) | rounded).to(tl.uint8)
+    return code
+
+
+@triton.jit
+def load_row(row, width, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """Both parts of a row, in float32; `row` points at its first value."""
+    a = tl.load(row + tl.arange(0, FIRST)).to(tl.float32)
+    offsets = FIRST + tl.arange(0, SECOND)
+    b = tl.load(row + offsets, mask=offsets < width, other=0.0).to(tl.float32)
+    return a, b
+
+
+@triton.jit
+def store_row(a, b, row, width, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    """Write both parts, rounded to what `row` points at."""
+    kind: tl.constexpr = row.dtype.element_ty
+    tl.store(row + tl.arange(0, FIRST), a.to(kind))
+    offsets = FIRST + tl.arange(0, SECOND)
+    tl.store(row + offsets, b.to(kind), mask=offsets < width)
+
+
+@triton.jit
+def load_result(
+    row, row_scale, column_scale, bias, width,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+):  # fmt: skip
+    """A row of a linear layer's result, its scales and bias applied where they are still due."""
+    a, b = load_row(row, width, FIRST, SECOND)
+    if UNFINISHED:
+        scale = tl.load(row_scale)
+        scale_a, scale_b = load_row(column_scale, width, FIRST, SECOND)
+        a = a * (scale * scale_a)
+        b = b * (scale * scale_b)
+        if BIASED:
+            bias_a, bias_b = load_row(bias, width, FIRST, SECOND)
+            a = a + bias_a
+            b = b + bias_b
+    return a, b
+
+
+@triton.jit
+def store_operand(
+    a, b, row, row_scale, input_scale, width,
+    FORM: tl.constexpr, NATIVE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+):  # fmt: skip
+    """Write a row plain, or in E4M3 beside its scale: amax / 448, never 0, or the calibrated one."""
+    if FORM == PLAIN:
+        store_row(a, b, row, width, FIRST, SECOND)
+    else:
+        if FORM == DYNAMIC:
+            amax = tl.maximum(tl.max(tl.abs(a), axis=0), tl.max(tl.abs(b), axis=0))
+            scale = tl.where(amax == 0.0, 1.0, tl.maximum(amax / LARGEST, SMALLEST_SCALE))
+        else:
+            scale = tl.load(input_scale)
+        tl.store(row_scale, scale)
+        inverse = 1.0 / scale
+        store_row(e4m3_bits(a * inverse, NATIVE), e4m3_bits(b * inverse, NATIVE), row, width, FIRST, SECOND)
