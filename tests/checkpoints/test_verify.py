@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -103,6 +104,24 @@ def test_bit_flips_are_all_caught(recorded: Path) -> None:
         verify_module._scan_all(report, {name: path}, known, None)
         assert report.damaged == [name]
         path.write_bytes(whole)
+
+
+def test_a_folder_of_too_much_is_not_read(
+    demo_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the look at kinds of file did not come to, such as this FIFO behind it, is never opened."""
+    os.mkfifo(demo_copy / "vae" / "zzz")
+    monkeypatch.setattr("sd35.checkpoints.tree.MOST_FILES", 5)
+    monkeypatch.setattr("sd35.checkpoints.verify.MOST_FILES", 5)
+    report = verify(demo_copy)
+    assert report.files == 0
+    assert [finding.reason for finding in report.findings] == ["holds more than 5 files"]
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    """A folder of something else is told in one plain sentence."""
+    (finding,) = verify(tmp_path).findings
+    assert str(finding).startswith("model_index.json is missing, so this is no complete SD3.5 folder: ")
 
 
 def test_everything_is_listed_not_only_the_first(recorded: Path) -> None:

@@ -256,11 +256,13 @@ def test_a_single_file_has_its_manifest(comfy: Path, tmp_path: Path, target: str
 
 @pytest.mark.parametrize("place", ["there.safetensors", "file.bin"])
 def test_places_that_do_not_do(comfy: Path, tmp_path: Path, place: str) -> None:
-    """An existing file stays what it is, and a single file is called .safetensors."""
+    """An existing file stays what it is, and a single file is called .safetensors, and a folder is not."""
     (tmp_path / "there.safetensors").write_text("mine")
     with pytest.raises((OutputError, RequestError), match=r"exists already|has to end in"):
         sd35.convert(comfy, tmp_path / place, "rowwise")
     assert (tmp_path / "there.safetensors").read_text() == "mine"
+    with pytest.raises(RequestError, match=r"folder is a folder: .* must not end in \.safetensors"):
+        sd35.convert(comfy, tmp_path / "x.safetensors", "folder")
     with pytest.raises(RequestError, match="no format"):
         sd35.convert(comfy, tmp_path / "x", "gguf")  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,7 +30,7 @@ from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records,
 from sd35.checkpoints.scan import Scan, scan
 from sd35.checkpoints.sizes import Recognised, inferred_size, layout_of, recognise
 from sd35.checkpoints.sniff import sniff, zero_tail
-from sd35.checkpoints.tree import tree_findings, walk
+from sd35.checkpoints.tree import MOST_FILES, tree_findings, walk
 from sd35.errors import CheckpointError, MissingError
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
@@ -84,7 +85,9 @@ def _verify_folder(root: Path, progress: Progress | None) -> VerifyReport:
     report.findings += tree_findings(root)
     refused = {finding.file for finding in report.findings}
     known = read_records(root)
-    paths = {path.relative_to(root).as_posix(): path for path in walk(root)}
+    paths = {path.relative_to(root).as_posix(): path for path in islice(walk(root), MOST_FILES + 1)}
+    if len(paths) > MOST_FILES:  # a finding says so; what nobody has looked at is not opened
+        return report
     present = {name: path for name, path in paths.items() if shown_path(name) not in refused}
     _add_records(report, known, set(present))
     report.findings += _missing_and_unknown(known, set(paths))

@@ -94,6 +94,8 @@ def convert(
     job = Job({**facts, "recipe": Recipe().as_dict()}, resume)
     open_whole = partial(open_checkpoint, path, components, encoder_files)
     if target in _IN_FOLDERS:
+        if place.suffix == ".safetensors":
+            raise RequestError(f"{target} is a folder: {place} must not end in .safetensors.")
         return _to_folder(open_whole(), place, target, job)
     if encoder_files and not with_encoders:
         raise RequestError("Text encoders are named, and none goes into the file: add --with-encoders.")
