@@ -103,19 +103,28 @@ class JointBlock(nn.Module):
     def forward(self, sample: Residual, context: Residual, table: Tensor) -> tuple[Residual, Residual]:
         """sample [B, T, C], context [B, T', C] and one step's table [B, rows, C] -> both streams after."""
         sample_table, context_table = table.split((self.sample_rows, self.context_rows), dim=1)
-        shift, scale, *sample_rest = sample_table.unbind(dim=1)
-        operations = self.engine.operations
-        image, image_in = operations.modulate(sample, shift, scale, form_of(self.sample_attention.qkv))
-        text, text_in = self._modulated_context(context, context_table)
-        heads = self.engine.empty_heads(len(image), image.shape[1] + text.shape[1], image)
-        self.sample_attention.project(image_in, heads, 0, operations)
-        self.context_attention.project(text_in, heads, image.shape[1], operations)
-        from_image, from_text = self.engine.attend(heads).split((image.shape[1], text.shape[1]), dim=1)
-        after = self._context_after(text, from_text, context_table)
-        return self._sample_after(image, from_image, sample_rest), after
+        image, text, attended = self._attend(sample, context, sample_table, context_table)
+        from_image, from_text = attended.split((image.shape[1], text.shape[1]), dim=1)
+        text_after = self._context_after(text, from_text, context_table)
+        return self._sample_after(image, from_image, sample_table), text_after
 
-    def _sample_after(self, tokens: Tensor, attended: Tensor, table: list[Tensor]) -> Residual:
-        gate, mlp_shift, mlp_scale, mlp_gate, *dual = table
+    def _attend(
+        self, sample: Residual, context: Residual, sample_table: Tensor, context_table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both streams' tokens, settled, and what the joint attention gives them [B, T + T', C]."""
+        engine = self.engine
+        tokens, text_tokens = sample.tokens.shape[1], context.tokens.shape[1]
+        heads = engine.empty_heads(len(sample.tokens), tokens + text_tokens, sample.tokens)
+        text, text_in = self._modulated_context(context, context_table)
+        self.context_attention.project(text_in, heads, tokens, engine.operations)
+        shift, scale = sample_table[:, 0], sample_table[:, 1]
+        form = form_of(self.sample_attention.qkv)
+        image, image_in = engine.operations.modulate(sample, shift, scale, form)
+        self.sample_attention.project(image_in, heads, 0, engine.operations)
+        return image, text, engine.attend(heads)
+
+    def _sample_after(self, tokens: Tensor, attended: Tensor, table: Tensor) -> Residual:
+        _, _, gate, mlp_shift, mlp_scale, mlp_gate, *dual = table.unbind(dim=1)
         stream = self._attention_branch(tokens, attended, gate, self.sample_attention)
         if self.dual_attention is not None:
             stream = self._with_dual_branch(tokens, stream, dual)

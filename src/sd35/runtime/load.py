@@ -63,19 +63,25 @@ def load_pipeline(
     `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks,
     and `encoder_files` are text encoders in files of their own.
     """
-    config = config or RuntimeConfig()
     opened = open_checkpoint(locate(checkpoint), components, encoder_files)
+    return assemble(opened, config or RuntimeConfig(), variant, identity_of(opened))
+
+
+def assemble(
+    checkpoint: Checkpoint, config: RuntimeConfig, variant: Variant | None, identity: str
+) -> Pipeline:
+    """A pipeline of an open checkpoint, wherever its tensors come from."""
     placement = resolve(config)
-    log.debug("loading %s on %s, compute in %s", opened.path, placement.device, placement.dtype)
-    mmdit_config = read_mmdit_config(opened)
+    log.debug("loading %s on %s, compute in %s", checkpoint.path, placement.device, placement.dtype)
+    mmdit_config = read_mmdit_config(checkpoint)
     return Pipeline(
-        variant=variant or _recognise(opened, mmdit_config),
-        text_encoders=_load_text_encoders(opened, mmdit_config, placement),
-        mmdit=_load_mmdit(opened, mmdit_config, placement),
-        vae=_load_vae(opened, placement),
-        shift=_read_shift(opened),
+        variant=variant or _recognise(checkpoint, mmdit_config),
+        text_encoders=_load_text_encoders(checkpoint, mmdit_config, placement),
+        mmdit=_load_mmdit(checkpoint, mmdit_config, placement),
+        vae=_load_vae(checkpoint, placement),
+        shift=_read_shift(checkpoint),
         device=placement.device,
-        identity=identity_of(opened),
+        identity=identity,
         recorder=Recorder() if placement.cuda_graphs else None,
     )
 

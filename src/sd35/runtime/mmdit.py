@@ -102,8 +102,7 @@ class MMDiT(nn.Module):
         `context` [B, T, C] and `table` [B, rows, C] are the conditioning's, the table that of one step.
         """
         height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
-        patches = self.patch_embed(latents).flatten(2).mT.contiguous() + self._positions(height, width)
-        sample, text = Residual(patches), Residual(context)
+        sample, text = Residual(self._embed(latents, height, width)), Residual(context)
         *tables, final = table.split(self._table_rows(), dim=1)
         for i, (block, rows) in enumerate(zip(self._blocks(), tables, strict=True)):
             if i not in skip_layers:
@@ -111,6 +110,15 @@ class MMDiT(nn.Module):
         scale, shift = final.unbind(dim=1)
         _, out = self.engine.operations.modulate(sample, shift, scale, PLAIN)
         return unpatchify(self.proj_out(out), height, width)
+
+    def _embed(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """Latents -> one token a patch [B, height * width, C]: `patch_embed` as one product."""
+        patches = latents.unflatten(3, (width, PATCH_SIZE)).unflatten(2, (height, PATCH_SIZE))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        assert self.patch_embed.bias is not None
+        start = self._positions(height, width) + self.patch_embed.bias
+        weight = self.patch_embed.weight.flatten(1).T
+        return torch.baddbmm(start.expand(len(patches), -1, -1), patches, weight.expand(len(patches), -1, -1))
 
     def _table_rows(self) -> list[int]:
         return [*(block.sample_rows + block.context_rows for block in self._blocks()), FINAL_ROWS]

@@ -106,15 +106,20 @@ def _placed(
 
 
 def assert_meets(got: Operand, expected: Operand, tolerance: float) -> None:
-    """Plain: equal to the tolerance. FP8: equal scales, and bytes that differ by a step in one of 1,000."""
+    """Equal to the tolerance; in FP8 few values may have tipped over to a neighbouring number.
+
+    `tolerance` is relative to the largest value, for a norm's values near 0 are differences of large ones.
+    One such difference tips a value over about once in 2^-4 / tolerance.
+    """
     if isinstance(expected, ScaledTensor):
         assert isinstance(got, ScaledTensor)
         torch.testing.assert_close(got.scale, expected.scale, rtol=tolerance, atol=0)
         assert_meets(got.data, expected.data, tolerance)
-    elif expected.dtype == torch.float8_e4m3fn:
-        # Neighbouring numbers of one sign have neighbouring bytes.
-        steps = (got.view(torch.int8).int() - expected.view(torch.int8).int()).abs()
-        assert int(steps.max()) <= 1
-        assert float((steps > 0).float().mean()) <= 1e-3
+        return
+    a, b = got.double(), expected.double()
+    largest = float(b.abs().nan_to_num().max())
+    if expected.dtype == torch.float8_e4m3fn:
+        assert float((a.nan_to_num() != b.nan_to_num()).double().mean()) <= max(1e-3, 8 * tolerance)
+        torch.testing.assert_close(a, b, rtol=2**-3, atol=2**-8 + tolerance * largest, equal_nan=True)
     else:
-        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)

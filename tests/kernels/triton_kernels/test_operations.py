@@ -25,9 +25,9 @@ def test_every_operation_is_its_definition(width: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [256, 1536, 2432])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("tokens", [1, 333, 4096])
+@pytest.mark.parametrize("tokens", [1, 333])
 def test_every_operation_on_a_card(width: int, dtype: torch.dtype, tokens: int) -> None:
     """The same on a card, in bf16 to one rounding; the outputs' memory held other values before."""
     tolerance = 2e-5 if dtype == torch.float32 else 2**-7

@@ -14,6 +14,8 @@ from sd35.kernels.reference import NORM_EPSILON
 from sd35.kernels.triton.launch import result_arguments, rounds_natively
 from sd35.kernels.triton.numbers import e4m3_bits
 
+ROWS = 64  # of a program
+
 
 def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
     """`reference.place_heads`."""
@@ -23,13 +25,14 @@ def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first
     _, total, count, head_dim = heads.q.shape
     is_fp8 = heads.q.dtype == torch.float8_e4m3fn
     q, k, v = (part.view(torch.uint8) if is_fp8 else part for part in (heads.q, heads.k, heads.v))
-    place_heads_kernel[(batch * tokens, 3)](
+    # Heads first: programs that run side by side then read and write whole tokens.
+    place_heads_kernel[(3 * count, triton.cdiv(tokens, ROWS), batch)](
         **result_arguments(qkv, values),
         norm_q=norm_q, norm_k=norm_k,
         q=q, k=k, v=v,
         tokens=tokens, total=total, first=first, heads=count, epsilon=NORM_EPSILON,
         FP8=is_fp8, NATIVE=rounds_natively(values.device),
-        HEADS=triton.next_power_of_2(count), HEAD_DIM=head_dim,
+        ROWS=ROWS, HEAD_DIM=head_dim,
         num_warps=4,
     )  # fmt: skip
 
@@ -39,29 +42,28 @@ def place_heads_kernel(
     values, row_scale, column_scale, bias, norm_q, norm_k, q, k, v,
     tokens, total, first, heads, epsilon,
     UNFINISHED: tl.constexpr, BIASED: tl.constexpr, FP8: tl.constexpr, NATIVE: tl.constexpr,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """One program for a token's queries, one for its keys, one for its values."""
-    row = tl.program_id(0).to(tl.int64)
-    kind = tl.program_id(1)
-    batch, token = row // tokens, row % tokens
+    """One program for one head's queries, keys or values of ROWS tokens."""
+    kind, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    batch = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    present = token < tokens
+    row = batch * tokens + token
     dims = tl.arange(0, HEAD_DIM)[None, :]
-    offsets = tl.arange(0, HEADS)[:, None] * HEAD_DIM + dims
-    width = heads * HEAD_DIM
-    mask = offsets < width
-    columns = kind * width + offsets
-    x = tl.load(values + row * 3 * width + columns, mask=mask, other=0.0).to(tl.float32)
+    columns = tl.program_id(0) * HEAD_DIM + dims
+    x = tl.load(values + row * (3 * heads * HEAD_DIM) + columns, mask=present, other=0.0).to(tl.float32)
     if UNFINISHED:
-        x = x * (tl.load(row_scale + row) * tl.load(column_scale + columns, mask=mask, other=0.0))
+        x = x * tl.load(row_scale + row, mask=present, other=0.0) * tl.load(column_scale + columns)
         if BIASED:
-            x += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
+            x = x + tl.load(bias + columns).to(tl.float32)
     if kind < 2:
         inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
         norm = norm_q if kind == 0 else norm_k
         x = x * inverse[:, None] * tl.load(norm + dims).to(tl.float32)
     out = q if kind == 0 else (k if kind == 1 else v)
-    place = out + ((batch * total + first + token) * width + offsets)
+    place = out + ((batch * total + first + token) * heads + head) * HEAD_DIM + dims
     if FP8:
-        tl.store(place, e4m3_bits(x, NATIVE), mask=mask)
+        tl.store(place, e4m3_bits(x, NATIVE), mask=present)
     else:
-        tl.store(place, x.to(out.dtype.element_ty), mask=mask)
+        tl.store(place, x.to(out.dtype.element_ty), mask=present)

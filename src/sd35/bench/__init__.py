@@ -1,0 +1,1 @@
+"""How fast, beside whom, on what: the same work by several engines in one run."""

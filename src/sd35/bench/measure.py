@@ -1,0 +1,80 @@
+"""Draw, and listen: a warm-up that is told apart, then rounds of which the medians count."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from sd35.bench.results import Row, empty_row
+from sd35.bench.timing import FirstStep, StepMarks, drain, spread
+from sd35.bench.workload import Workload
+from sd35.request import Picture
+from sd35.runtime.facts import peak_memory_bytes
+from sd35.runtime.sampling import OnStep
+
+
+class Engine(Protocol):
+    """Whatever draws: loaded, on its device, and of one workload."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Dtypes of the transformer's weights."""
+        ...
+
+    @property
+    def attention(self) -> str:
+        """The implementation of attention."""
+        ...
+
+    def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
+        """Draw a batch (or do the workload's one stage of it); seconds of each stage.
+
+        `on_step` hears of each step when it is over, with one more queued where the device has a queue.
+        """
+        ...
+
+
+def measure(engine: Engine, name: str, workload: Workload) -> Row:
+    """The figures of a loaded engine."""
+    first_call = _first_call(engine, workload)
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    step_ms: list[float] = []
+    stages: list[dict[str, float]] = []
+    for round_number in range(1, workload.rounds + 1):
+        marks = StepMarks()
+        stages.append(engine.draw(workload.pictures(round_number), marks))
+        step_ms += marks.milliseconds()
+    row = replace(
+        empty_row(name, workload),
+        precision=engine.precision,
+        attention=engine.attention,
+        seconds=statistics.median(sum(one.values()) for one in stages),
+        stage_seconds={stage: statistics.median(one[stage] for one in stages) for stage in stages[0]},
+        peak_bytes=peak_memory_bytes(engine.device),
+        first_call_seconds=first_call,
+    )
+    return _with_steps(row, step_ms, stages)
+
+
+def _first_call(engine: Engine, workload: Workload) -> float | None:
+    """Draw once to warm up: seconds until its first step was over; None where there are no steps."""
+    first = FirstStep()
+    engine.draw(workload.pictures(0), first)
+    drain(engine.device)
+    return first.seconds
+
+
+def _with_steps(row: Row, step_ms: list[float], stages: list[dict[str, float]]) -> Row:
+    """One step a drawing leaves nothing between marks: the stage's seconds are the step's then."""
+    if "denoise" not in stages[0]:
+        return row
+    step_ms = step_ms or [1e3 * one["denoise"] / row.steps for one in stages]
+    return replace(row, ms_per_step=statistics.median(step_ms), spread=spread(step_ms))

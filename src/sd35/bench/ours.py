@@ -1,0 +1,65 @@
+"""Our own engine, through its public doors alone: `Pipeline.draw`, or one of the calls that it makes.
+
+With a single stage the parts of the model that it does not use leave the device, so that its peak of memory
+is its own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from sd35.bench.random_weights import RandomCheckpoint, random_embeds
+from sd35.bench.work import shapes_of
+from sd35.bench.workload import Workload
+from sd35.quantization.recipe import Recipe
+from sd35.request import Picture
+from sd35.runtime.encoders import encode
+from sd35.runtime.facts import components, precision
+from sd35.runtime.latents import decode, initial_latents
+from sd35.runtime.load import assemble, resolve
+from sd35.runtime.pipeline import StageClock
+from sd35.runtime.sampling import OnStep, denoise
+
+_USED = {"encode": "text_encoder", "denoise": "transformer", "decode": "vae"}  # parts' names begin so
+
+
+class Sd35Engine:
+    """The pipeline of this package, with FP8 weights made as `sd35 quantize` makes them."""
+
+    def __init__(self, workload: Workload) -> None:
+        placement = resolve(workload.config())
+        checkpoint = RandomCheckpoint(workload.variant, placement.device, Recipe())
+        self._pipeline = assemble(checkpoint, workload.config(), workload.model, identity="random")
+        self._stage = workload.stage
+        self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
+        self.device = placement.device
+        self.precision = precision(self._pipeline)["transformer"]
+        self.attention = str(self._pipeline.mmdit.engine.attention)
+        if self._stage is not None:
+            self._let_go_of_all_but(_USED[self._stage])
+
+    def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
+        """The whole drawing, or the one stage."""
+        if self._stage is None:
+            return self._pipeline.draw(pictures, on_step).seconds
+        clock = StageClock(self.device)
+        alone = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}[self._stage]
+        with torch.inference_mode(), clock(self._stage):
+            alone(pictures, on_step)
+        return clock.seconds
+
+    def _encode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
+        encode(self._pipeline.text_encoders, pictures)
+
+    def _denoise(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
+        pipeline, settings = self._pipeline, pictures[0].settings
+        latents = initial_latents(pictures, self.device)
+        denoise(pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, pipeline.recorder)
+
+    def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
+        decode(self._pipeline.vae, initial_latents(pictures, self.device))
+
+    def _let_go_of_all_but(self, used: str) -> None:
+        for name, part in components(self._pipeline).items():
+            if not name.startswith(used):
+                part.to("meta")

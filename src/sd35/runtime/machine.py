@@ -1,0 +1,75 @@
+"""What a machine is: the facts without which a figure of speed or of quality says nothing."""
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_DRIVER_SECONDS = 20  # nvidia-smi answers in one or two, or hangs with its driver
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Card, driver, libraries, processor; None for what is not there."""
+
+    gpu: str | None
+    capability: str | None
+    gpu_bytes: int | None
+    driver: str | None
+    torch: str
+    cuda: str | None
+    triton: str | None
+    python: str
+    cpu: str
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The machine as this process sees it, with the card that `device` is."""
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return Machine(
+        gpu=card.name if card else None,
+        capability=f"{card.major}.{card.minor}" if card else None,
+        gpu_bytes=card.total_memory if card else None,
+        driver=_driver() if card else None,
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        triton=installed_version("triton"),
+        python=platform.python_version(),
+        cpu=_cpu(),
+        threads=os.cpu_count() or 1,
+    )
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.partition("\n")[0].strip() or None
+
+
+def _cpu() -> str:
+    """The processor's name as Linux gives it, else its architecture."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

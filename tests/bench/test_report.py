@@ -1,0 +1,85 @@
+"""Tables and chart say what the result holds, and nothing else."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35.bench.chart import chart
+from sd35.bench.report import readme_section, short_table
+from sd35.bench.results import read_results
+from sd35.errors import CheckpointError
+
+
+def test_the_short_table(result: dict[str, Any]) -> None:
+    """Engines with their figures, the card's limits, kinds of kernels, drift, and who is missing with why."""
+    text = short_table(result)
+    ours = next(line for line in text.splitlines() if line.startswith("| sd35 |"))
+    for figure in (
+        " 50.0 |",
+        " 0.5 |",
+        " 600 |",
+        " 80% |",
+        " 3.00 s |",
+        " 2.80 s |",
+        " 6.0 GiB |",
+        " 8.00 s |",
+    ):
+        assert figure in ours
+    assert "| torchao-compile |" not in text
+    assert "torchao-compile: not installed" in text
+    assert "FP8 products 1200 TFLOP/s" in text
+    assert "gemm 30.0, attention 15.0" in text
+    assert "50.00 ms/step at the start and 51.25 at the end" in text
+
+
+def test_the_readme_has_a_line_a_run(result: dict[str, Any]) -> None:
+    """Ours and the peers of one run side by side, a batch's seconds by the picture, "-" for the absent."""
+    line = readme_section([result]).splitlines()[-1]
+    assert line == (
+        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance "
+        "| **50.0** | 125.0 | - | - | 1.50 s | 6.0 GiB | 8.00 s |"
+    )
+
+
+def test_peers_at_other_work_are_not_beside_us(result: dict[str, Any]) -> None:
+    """A row of another size in the same file is no comparison."""
+    result["rows"][1]["width"] = 512
+    assert "125.0" not in readme_section([result])
+
+
+def test_machines_are_told_apart(result: dict[str, Any]) -> None:
+    """With results of two machines each line names its own."""
+    other = copy.deepcopy(result)
+    other["machine"]["gpu"] = "Card 7"
+    lines = readme_section([result, other]).splitlines()[-2:]
+    assert ["Card 9000" in line for line in lines] == [True, False]
+    assert ["Card 7" in line for line in lines] == [False, True]
+
+
+def test_nothing_measured_is_no_section() -> None:
+    """Without results the README says nothing of speed."""
+    assert readme_section([]) == ""
+
+
+def test_other_results_are_passed_over(tmp_path: Path, result: dict[str, Any]) -> None:
+    """Only files with rows of speed are read; a damaged one is named."""
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    (tmp_path / "b.json").write_text('{"figures": []}')
+    (tmp_path / "c.json").write_text('{"rows": [{"name": "tensorwise"}]}')
+    assert read_results(sorted(tmp_path.glob("*.json"))) == [result]
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"d\.json"):
+        read_results([tmp_path / "d.json"])
+
+
+def test_bars_are_as_long_as_steps_take(result: dict[str, Any]) -> None:
+    """125 ms is two and a half times as long as 50, and who has no figure has no bar."""
+    pixels = np.asarray(chart(result)).reshape(-1, 960, 3)
+    ours, theirs = ((pixels == color).all(axis=2).sum(axis=1) for color in ((228, 87, 46), (169, 180, 192)))
+    assert theirs.max() / ours.max() == pytest.approx(2.5, rel=0.02)
+    assert np.flatnonzero(ours).max() < np.flatnonzero(theirs).min()  # ours is the first
+    assert len(np.flatnonzero(theirs)) <= 34  # one bar of theirs, and none for the third

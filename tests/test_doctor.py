@@ -1,0 +1,54 @@
+"""The doctor asks those who choose, and repeats their answers."""
+
+import pytest
+import torch
+
+from sd35 import doctor
+from sd35.config import RuntimeConfig
+from sd35.doctor import examine
+from sd35.errors import DeviceError
+from sd35.runtime import machine
+
+
+def test_a_cpu_has_its_reasons() -> None:
+    """On a CPU the FP8 product is the reference's, and what needs a card says so."""
+    diagnosis = examine(RuntimeConfig(device="cpu", compute_dtype="fp32"))
+    fused, product, attention = diagnosis.operations
+    assert (diagnosis.device, diagnosis.compute_dtype) == ("cpu", "float32")
+    assert fused.chosen == product.chosen == "reference"
+    assert "it needs a CUDA device" in (fused.candidates[0].refusal or "")
+    assert {one.name: one.refusal for one in product.candidates} == {
+        "cublas": "it needs a CUDA device, not cpu",
+        "reference": None,
+    }
+    assert attention.chosen == "sdpa"
+    assert [one.name for one in attention.candidates if one.refusal is None] == ["sdpa"]
+
+
+def test_the_choice_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where cuBLAS has no reason against it, it is taken: choice and reasons come from one function."""
+    monkeypatch.setattr("sd35.kernels.api.cublas_refuses", lambda weight, dtype: None)
+    monkeypatch.setattr(doctor, "cublas_refuses", lambda weight, dtype: None)
+    assert examine(RuntimeConfig(device="cpu")).operations[1].chosen == "cublas"
+
+
+def test_an_absent_device_is_an_error() -> None:
+    """The doctor does not speak of a card that is not there."""
+    with pytest.raises(DeviceError):
+        examine(RuntimeConfig(device="cuda:99"))
+
+
+def test_the_machine_in_facts() -> None:
+    """Versions are those of this process, a CPU has no driver, what is not installed is None."""
+    facts = machine.machine_of(torch.device("cpu"))
+    assert (facts.torch, facts.gpu, facts.driver) == (torch.__version__, None, None)
+    assert facts.cpu
+    assert machine.installed_version("no-such-package") is None
+
+
+@pytest.mark.parametrize(("answer", "driver"), [("580.65.06\n580.65.06\n", "580.65.06"), ("", None)])
+def test_the_driver(monkeypatch: pytest.MonkeyPatch, answer: str, driver: str | None) -> None:
+    """The first card's line counts; silence is None."""
+    done = machine.subprocess.CompletedProcess([], 0, stdout=answer)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+    assert machine._driver() == driver
