@@ -52,6 +52,7 @@ def test_the_rest_stays_16_bit(part: str) -> None:
 def test_names_tell_recipes_apart() -> None:
     """Different recipes never share a derived folder."""
     recipes = [Recipe(), Recipe.of(Scheme("e5m2")), Recipe.of(Scheme(), with_t5=True), Recipe(adaln=None)]
+    recipes += [Recipe(rounding="learned"), Recipe(outliers="ignore"), Recipe(outliers="refuse")]
     assert len({recipe.name for recipe in recipes}) == len(recipes)
 
 
@@ -68,6 +69,13 @@ def test_the_first_rule_that_fits_decides() -> None:
     assert plan["transformer_blocks.1.ff.net.0.proj"] == Scheme("e5m2", "tensorwise", "none")
     assert plan["transformer_blocks.2.ff.net.0.proj"] == Scheme()
     assert recipe.name != Recipe().name
+
+
+@pytest.mark.parametrize("choice", [{"rounding": "stochastic"}, {"outliers": "drop"}])
+def test_unknown_choices_are_refused(choice: dict[str, str]) -> None:
+    """A word that means nothing is an error that lists those that do."""
+    with pytest.raises(RequestError, match="choose one of"):
+        Recipe(**choice)  # type: ignore[arg-type]
 
 
 def test_rules_reach_t5_and_nothing_forbidden() -> None:

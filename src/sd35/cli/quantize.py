@@ -2,10 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd35.cli.console import megabytes, print_json
 from sd35.cli.prompts import read_prompts
 from sd35.errors import RequestError
+
+if TYPE_CHECKING:
+    from sd35.quantization.calibrate import LayerInputs
+    from sd35.quantization.grams import Grams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep activations 16-bit: slower on FP8 cards, closer to 16-bit",
     )
-    static = parser.add_argument_group("static activation scales, found by drawing with the 16-bit model")
-    static.add_argument("--static", action="store_true", help="one stored scale a layer, not one a token")
-    static.add_argument("--prompts", help="a text file, one prompt a line; default: the demo model's own")
-    static.add_argument("-n", type=int, default=16, help="how many of the prompts (default: 16)")
-    static.add_argument(
-        "--percentile", type=float, default=100.0, help="of a layer's tokens that must not saturate"
+    _add_calibration(parser)
+    parser.add_argument(
+        "--outliers",
+        choices=("keep", "refuse", "ignore"),
+        default="keep",
+        help="layers that FP8 would spoil: keep them in 16 bit (default), end with exit code 3, or quantize "
+        "them all the same",
     )
-    static.add_argument("--device", default="auto", help="where to draw; default: a card if there is one")
     parser.add_argument(
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
@@ -74,6 +79,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration: draw with the 16-bit model and watch the layers' inputs")
+    group.add_argument("--static", action="store_true", help="one stored activation scale a layer, not one a "
+                       "token")  # fmt: skip
+    group.add_argument(
+        "--rounding",
+        choices=("nearest", "learned"),
+        default="nearest",
+        help="learned: choose the transformer's FP8 values so that layers' outputs err least; equal bytes",
+    )
+    group.add_argument("--prompts", help="a text file, one prompt a line; default: the demo model's own")
+    group.add_argument("-n", type=int, default=16, help="how many of the prompts (default: 16)")
+    group.add_argument(
+        "--percentile", type=float, default=100.0, help="of a layer's tokens that must not saturate"
+    )
+    group.add_argument("--gram-memory", type=float, default=2.0, metavar="GB", help="for learned rounding; "
+                       "the less, the more often the prompts are drawn (default: 2)")  # fmt: skip
+    group.add_argument("--device", default="auto", help="where to draw; default: a card if there is one")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Quantize and say what it came to."""
     from sd35.checkpoints.store import locate
@@ -84,24 +109,30 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.static and arguments.storage_only:
         raise RequestError("--static and --storage-only exclude one another: leave one of them out.")
     activation: Activation = "static" if arguments.static else "none" if arguments.storage_only else "dynamic"
-    rules = tuple(Rule.parse(text) for text in arguments.layers)
-    scheme = Scheme(arguments.dtype, arguments.granularity, activation)
-    recipe = Recipe.of(scheme, with_t5=arguments.t5, rules=rules)
+    recipe = Recipe.of(
+        Scheme(arguments.dtype, arguments.granularity, activation),
+        with_t5=arguments.t5,
+        rules=tuple(Rule.parse(text) for text in arguments.layers),
+        rounding=arguments.rounding,
+        outliers=arguments.outliers,
+    )
     components = locate(arguments.components) if arguments.components else None
     encoder_files = [Path(name) for name in arguments.text_encoders]
-    amax = _calibrate(arguments, components, encoder_files) if arguments.static else None
+    inputs, grams = _calibrate(arguments, components, encoder_files)
     report = quantize(
         arguments.source,
         arguments.destination,
         recipe,
         components,
-        amax,
+        inputs,
+        grams,
         resume=arguments.resume,
         encoder_files=encoder_files,
         link_below=Path("/") if arguments.link else None,
     )
     if arguments.json:
-        print_json({**vars(report), "path": str(report.path)})
+        spared = [outlier.as_dict() for outlier in report.outliers]
+        print_json({**vars(report), "path": str(report.path), "outliers": spared})
         return
     print(f"{report.path}   {report.layers} layers in FP8")
     print(f"weights   {megabytes(report.bytes_before)} -> {megabytes(report.bytes_after)}")
@@ -109,15 +140,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _calibrate(
     arguments: argparse.Namespace, components: Path | None, encoder_files: list[Path]
-) -> dict[str, float]:
-    """Draw with the 16-bit source and note how large the layers' inputs get."""
+) -> "tuple[dict[str, LayerInputs], Grams | None]":
+    """Where the recipe asks for it, draw with the 16-bit source and watch the layers' inputs."""
     from sd35.config import RuntimeConfig
     from sd35.quantization.calibrate import calibrate
+    from sd35.quantization.grams import Grams
     from sd35.request import GenerationRequest
     from sd35.runtime.load import load_pipeline
 
+    if not arguments.static and arguments.rounding == "nearest":
+        return {}, None
+    if arguments.gram_memory <= 0:
+        raise RequestError("--gram-memory is a size in GB: give more than 0.")
     prompts = read_prompts(arguments.prompts, arguments.n)
     config = RuntimeConfig(device=arguments.device)
     pipeline = load_pipeline(arguments.source, config, None, components, encoder_files)
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-    return calibrate(pipeline, requests, arguments.percentile)
+    inputs = calibrate(pipeline, requests, arguments.percentile)
+    is_learned = arguments.rounding == "learned"
+    return inputs, Grams(pipeline, requests, int(arguments.gram_memory * 1e9)) if is_learned else None

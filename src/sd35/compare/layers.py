@@ -14,7 +14,7 @@ error counts for less. No input is kept: what this costs in memory is the candid
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,7 @@ from sd35.compare.compare import OnPicture, draw_with
 from sd35.compare.metrics import IDENTICAL_DB
 from sd35.config import RuntimeConfig
 from sd35.errors import RequestError
+from sd35.quantization.calibrate import some_tokens
 from sd35.request import GenerationRequest
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.load import load_mmdit, load_pipeline
@@ -81,8 +82,8 @@ def measure_layers(
 ) -> list[LayerFigure]:
     """Every joint-block linear's figure, in the model's order; RequestError if the models differ in shape."""
     pipeline, other = load_pipeline(reference, config), load_mmdit(candidate, config)
-    with listening(pipeline.mmdit, other) as heard:
-        draw_with(pipeline, some_of(requests), 1, on_picture)
+    with listening(pipeline.mmdit, other) as heard:  # a replay from a CUDA graph calls no hook
+        draw_with(replace(pipeline, recorder=None), some_of(requests), 1, on_picture)
     layers = joint_linears(other)
     return [LayerFigure(name, _stored(layers[name]), sums.sqnr_db) for name, sums in heard.items()]
 
@@ -138,23 +139,11 @@ def worst_first(figures: Sequence[LayerFigure]) -> list[LayerFigure]:
 
 def _listener(candidate: nn.Module, sums: Energies) -> Any:
     def listen(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = _some_tokens(inputs[0])
+        x = some_tokens(inputs[0], TOKENS)
         # Both products have one shape, so equal layers give equal bits. `forward`, for a call would be heard.
         sums.add(layer.forward(x), candidate.forward(x))
 
     return listen
-
-
-def _some_tokens(x: Tensor) -> Tensor:
-    """[..., K] -> at most 256 of its rows, [rows, K].
-
-    A fixed shuffle and not every nth: n would often divide the picture's width and pick whole columns.
-    """
-    rows = x.flatten(0, -2)
-    if len(rows) <= TOKENS:
-        return rows
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:TOKENS]
-    return rows[chosen.to(x.device)]
 
 
 def _size(layer: nn.Module) -> tuple[int, ...]:

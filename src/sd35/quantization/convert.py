@@ -4,11 +4,14 @@ The new folder is complete in itself: FP8 weights where the recipe wants them, e
 `sd35.json` with the recipe, the source's hashes and the tool's version. It is built beside its place and
 moved there when it is whole, so an interruption leaves nothing behind that looks like a checkpoint, and
 `resume` goes on from what it left. No clock and no random number takes part: equal input gives equal bytes.
+
+Layers that FP8 would spoil are found first (`outliers.py`), since the new file's header comes before its
+values. `sd35.json` keeps them beside the recipe, each with its figure and what became of it.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +27,26 @@ from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate, stamp
 from sd35.errors import CheckpointError, RequestError
 from sd35.fp8 import Scheme, scale_from_amax
+from sd35.quantization.calibrate import LayerInputs
 from sd35.quantization.folders import may_link, room_needed, write_folder
-from sd35.quantization.lazily import quantized
+from sd35.quantization.grams import Grams
+from sd35.quantization.lazily import Rounder, quantized, to_nearest
+from sd35.quantization.outliers import Outlier, find_outliers, refuse, spared
 from sd35.quantization.recipe import Recipe
+from sd35.quantization.rounding import round_by_gram
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """Where the new folder is, its layers in FP8, and its weight files' bytes beside the source's."""
+    """Where the new folder is, its layers in FP8, weight bytes beside the source's, and what was spared."""
 
     path: Path
     layers: int
     bytes_before: int
     bytes_after: int
+    outliers: list[Outlier] = field(default_factory=list)
 
 
 def quantize(
@@ -44,7 +54,8 @@ def quantize(
     destination: str | Path,
     recipe: Recipe | None = None,
     components: Path | None = None,
-    amax: Mapping[str, float] | None = None,
+    inputs: Mapping[str, LayerInputs] | None = None,
+    grams: Grams | None = None,
     *,
     resume: bool = False,
     encoder_files: Sequence[Path] = (),
@@ -52,21 +63,21 @@ def quantize(
 ) -> QuantizationReport:
     """Write the FP8 folder `destination` from the 16-bit checkpoint `source` (a path, or `demo`).
 
-    A recipe with static activations needs `amax`, which `calibrate` finds. `resume` goes on from what an
-    interrupted run of the same source and recipe left; the result is the same to the byte. Weights that
-    stay 16-bit are copied, and hard-linked if they lie below `link_below`. CheckpointError if the source is
-    incomplete or FP8 already, OutputError if the destination exists or can't be written.
+    A recipe with static activations needs `inputs`, which `calibrate` finds, and one with learned rounding
+    needs `grams`. `resume` goes on from what an interrupted run of the same source and recipe left; the
+    result is the same to the byte. Weights that stay 16-bit are copied, and hard-linked if they lie below
+    `link_below`. CheckpointError if the source is incomplete, FP8 already, or has outliers that the recipe
+    refuses; OutputError if the destination exists or can't be written.
     """
-    path, recipe = locate(source), recipe or Recipe()
+    path, work = locate(source), _Quantizer(recipe or Recipe(), inputs or {}, grams)
     checkpoint = open_checkpoint(path, components, encoder_files)
     beside = [*([components] if components else []), *encoder_files]
-    facts = job_facts("quantize", path, beside, recipe=recipe.as_dict(), amax=dict(amax or {}))
-    rewrite = partial(_quantized_by, recipe, amax or {})
-    room = room_needed(checkpoint, _linked(checkpoint, recipe, link_below))
-    with fresh_folder(Path(destination), room, Job(facts, resume)) as place:
-        layers = write_folder(checkpoint, place, rewrite, recipe.as_dict(), link_below)
+    job = Job(job_facts("quantize", path, beside, **work.facts()), resume)
+    room = room_needed(checkpoint, _linked(checkpoint, work.recipe, link_below))
+    with fresh_folder(Path(destination), room, job) as place:
+        layers = write_folder(checkpoint, place, work.rewrite, work.record, link_below)
     return QuantizationReport(
-        Path(destination), layers, room_needed(checkpoint), weight_bytes(Path(destination))
+        Path(destination), layers, room_needed(checkpoint), weight_bytes(Path(destination)), work.outliers
     )
 
 
@@ -92,33 +103,75 @@ def weight_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*.safetensors")))
 
 
-def _quantized_by(
-    recipe: Recipe, amax: Mapping[str, float], part: str, source: TensorSource
-) -> Layout | None:
-    if source.schemes:
-        raise CheckpointError(
-            f"{source.paths[0]} is FP8 already: quantizing twice would lose precision for nothing, so start "
-            "from the 16-bit checkpoint."
-        )
-    schemes = recipe.plan(part, {name: spec.shape for name, spec in source.specs.items()})
-    return quantize_layers(source, schemes, amax) if schemes else None
+class _Quantizer:
+    """A recipe, what calibration found, and the outliers met so far."""
+
+    def __init__(self, recipe: Recipe, inputs: Mapping[str, LayerInputs], grams: Grams | None) -> None:
+        if recipe.rounding == "learned" and grams is None:
+            raise RequestError(
+                "Learned rounding needs the Gram matrices of the layers' inputs: pass `Grams`, or round to "
+                "nearest."
+            )
+        self.recipe, self.inputs = recipe, inputs
+        self.grams = grams if recipe.rounding == "learned" else None
+        self.outliers: list[Outlier] = []
+
+    def facts(self) -> dict[str, Any]:
+        """All that the values depend on beside the source."""
+        return {
+            "recipe": self.recipe.as_dict(),
+            "inputs": {layer: inputs.facts() for layer, inputs in self.inputs.items()},
+            "grams": self.grams.facts() if self.grams else None,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The recipe for the manifest, and the layers in which it was not followed."""
+        exceptions = {"exceptions": [outlier.as_dict() for outlier in self.outliers]}
+        return {**self.recipe.as_dict(), **(exceptions if self.outliers else {})}
+
+    def rewrite(self, part: str, source: TensorSource) -> Layout | None:
+        """One part as the recipe and the outlier guard have it; None leaves it as it is."""
+        if source.schemes:
+            raise CheckpointError(
+                f"{source.paths[0]} is FP8 already: quantizing twice would lose precision for nothing, so "
+                "start from the 16-bit checkpoint."
+            )
+        schemes = self.recipe.plan(part, {name: spec.shape for name, spec in source.specs.items()})
+        schemes = self._guarded(source, schemes)
+        return self._quantized(source, schemes) if schemes else None
+
+    def _guarded(self, source: TensorSource, schemes: dict[str, Scheme]) -> dict[str, Scheme]:
+        if self.recipe.outliers == "ignore":
+            return schemes
+        found = find_outliers(source, schemes, self.inputs)
+        if found and self.recipe.outliers == "refuse":
+            raise refuse(str(source.paths[0]), found)
+        for outlier in found:
+            log.warning("%s", outlier)
+        self.outliers += found
+        return spared(schemes, found)
+
+    def _quantized(self, source: TensorSource, schemes: dict[str, Scheme]) -> Layout:
+        layout = Layout(dict(source.tensors), schemes)
+        for layer, scheme in schemes.items():
+            name = f"{layer}.weight"
+            pair = quantized(name, layout.tensors[name], scheme, self._rounder(layer))
+            layout.tensors[name], layout.tensors[f"{name}_scale"] = pair
+            if scheme.activation == "static":
+                layout.input_scales[layer] = given(_input_scale(layer, self.inputs))
+        return layout
+
+    def _rounder(self, layer: str) -> Rounder:
+        grams = self.grams
+        if grams is None or layer not in grams:
+            return to_nearest
+        return lambda weight, scheme: round_by_gram(weight, grams.of(layer), scheme)
 
 
-def quantize_layers(source: TensorSource, schemes: dict[str, Scheme], amax: Mapping[str, float]) -> Layout:
-    """A 16-bit part with these layers in FP8; those with static activations get their scale from `amax`."""
-    layout = Layout(dict(source.tensors), schemes)
-    for layer, scheme in schemes.items():
-        name = f"{layer}.weight"
-        layout.tensors[name], layout.tensors[f"{name}_scale"] = quantized(name, layout.tensors[name], scheme)
-        if scheme.activation == "static":
-            layout.input_scales[layer] = given(_input_scale(layer, amax))
-    return layout
-
-
-def _input_scale(layer: str, amax: Mapping[str, float]) -> Tensor:
-    if layer not in amax:
+def _input_scale(layer: str, inputs: Mapping[str, LayerInputs]) -> Tensor:
+    if layer not in inputs:
         raise RequestError(
             f"{layer} is to have a static activation scale and no calibration has seen it: pass what "
             "`calibrate` finds, or leave activations dynamic."
         )
-    return scale_from_amax(torch.tensor(amax[layer]), torch.float8_e4m3fn)
+    return scale_from_amax(torch.tensor(inputs[layer].amax), torch.float8_e4m3fn)

@@ -40,10 +40,12 @@ def write_folder(
     checkpoint: Checkpoint,
     place: Path,
     rewrite: Rewrite,
-    recipe: dict[str, Any] | None,
+    recipe: Callable[[], dict[str, Any] | None],
     link_below: Path | None = None,
 ) -> int:
     """Fill the folder `place`, manifest included; the number of its layers in FP8.
+
+    `recipe` is asked in the end, for what the manifest is to say of it.
 
     Files that an earlier run has finished in `place` are kept: `placing.py` sees to it that they are ours.
     Weights that stay as they are become hard links if they lie below `link_below`.
@@ -51,7 +53,7 @@ def write_folder(
     write = partial(_write_part, checkpoint, rewrite=rewrite, link_below=link_below)
     layers = sum(write(part, place / part) for part in checkpoint.parts)
     copy_whole(checkpoint.folder("transformer").parent / "model_index.json", place)
-    write_manifest(place, made_of(checkpoint.path, hash_files(place), recipe))
+    write_manifest(place, made_of(checkpoint.path, hash_files(place), recipe()))
     return layers
 
 

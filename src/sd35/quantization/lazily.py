@@ -1,5 +1,7 @@
 """Quantizing and restoring as steps of a plan: nothing is computed until a writer asks for the values."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,30 +11,41 @@ from sd35.errors import CheckpointError
 from sd35.fp8 import TORCH_DTYPES, ScaledTensor, Scheme, scale_shape
 from sd35.fp8 import quantize as quantize_tensor
 
+Rounder = Callable[[Tensor, Scheme], ScaledTensor]
 
-def quantized(name: str, lazy: Lazy, scheme: Scheme) -> tuple[Lazy, Lazy]:
+
+def to_nearest(weight: Tensor, scheme: Scheme) -> ScaledTensor:
+    """The rounder that needs to know nothing but the weight."""
+    return quantize_tensor(weight, scheme.dtype, scheme.granularity)
+
+
+def quantized(name: str, lazy: Lazy, scheme: Scheme, rounder: Rounder = to_nearest) -> tuple[Lazy, Lazy]:
     """A weight as FP8 data and scale. Reading the data keeps the scale, which is read next, for it."""
     kept: list[Tensor] = []
 
     def data() -> Tensor:
         """Quantize now."""
-        scaled = quantize_tensor(lazy.read(), scheme.dtype, scheme.granularity)
-        if not bool(scaled.scale.isfinite().all()):
-            raise CheckpointError(
-                f"{name} holds NaN or infinity: the checkpoint is damaged, so fetch it again."
-            )
+        weight = lazy.read()
+        if not bool(weight.isfinite().all()):
+            raise damaged(name)
+        scaled = rounder(weight, scheme)
         kept[:] = [scaled.scale]
         return scaled.data
 
     def scale() -> Tensor:
         """Take the scale that is kept, or quantize for it."""
-        return kept.pop() if kept else quantize_tensor(lazy.read(), scheme.dtype, scheme.granularity).scale
+        return kept.pop() if kept else rounder(lazy.read(), scheme).scale
 
     shape = torch.Size(scale_shape(lazy.shape, scheme.granularity))
     return (
         Lazy(TensorSpec(TORCH_DTYPES[scheme.dtype], lazy.shape), data),
         Lazy(TensorSpec(torch.float32, shape), scale),
     )
+
+
+def damaged(name: str) -> CheckpointError:
+    """The error for a weight that can't be quantized."""
+    return CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged, so fetch it again.")
 
 
 def restored(data: Lazy, scale: Lazy, dtype: torch.dtype) -> Lazy:

@@ -12,14 +12,17 @@ The default, and why:
 Rules override the default, layer by layer: `*.ff.net.2=16bit` leaves every second MLP linear as it is. The
 first rule whose pattern fits decides. What a recipe may touch is fixed all the same: no rule makes a norm,
 an embedder, a CLIP or the VAE FP8.
+
+A recipe also says how values are rounded (`rounding.py`) and what becomes of layers that FP8 would spoil
+(`outliers.py`).
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -36,6 +39,8 @@ _T5_LINEAR = re.compile(
 # q, k and v of one attention become one layer at run time, so they must be of one scheme.
 _FUSED = re.compile(r"(.+\.)(?:to_[qkv]|add_[qkv]_proj)")
 KEEP_16BIT = "16bit"
+Rounding = Literal["nearest", "learned"]
+OutlierPolicy = Literal["keep", "refuse", "ignore"]
 _ACTIVATIONS: dict[str, Activation] = {"": "dynamic", "static": "static", "storage": "none"}
 
 
@@ -61,19 +66,36 @@ class Rule:
 class Recipe:
     """`blocks` for the joint blocks' linears; `adaln` and `t5` for theirs, None to leave them 16-bit.
 
-    `rules` come before all three.
+    `rules` come before all three. `rounding` "learned" is the transformer's, which calibration reaches; the
+    outlier guard keeps spoilt layers in more bits, refuses the checkpoint for them, or ignores them.
     """
 
     blocks: Scheme = field(default_factory=Scheme)
     adaln: Scheme | None = field(default_factory=lambda: Scheme().storage_only())
     t5: Scheme | None = None
     rules: tuple[Rule, ...] = ()
+    rounding: Rounding = "nearest"
+    outliers: OutlierPolicy = "keep"
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("rounding", Rounding), ("outliers", OutlierPolicy)):
+            if getattr(self, name) not in get_args(kinds):
+                choices = ", ".join(get_args(kinds))
+                raise RequestError(f"{name} can't be {getattr(self, name)!r}: choose one of {choices}.")
 
     @classmethod
-    def of(cls, scheme: Scheme, *, with_t5: bool = False, rules: tuple[Rule, ...] = ()) -> "Recipe":
+    def of(
+        cls,
+        scheme: Scheme,
+        *,
+        with_t5: bool = False,
+        rules: tuple[Rule, ...] = (),
+        rounding: Rounding = "nearest",
+        outliers: OutlierPolicy = "keep",
+    ) -> "Recipe":
         """The default policy with this scheme in all its places, and exceptions."""
         storage = scheme.storage_only()
-        return cls(scheme, storage, storage if with_t5 else None, rules)
+        return cls(scheme, storage, storage if with_t5 else None, rules, rounding, outliers)
 
     @property
     def name(self) -> str:
@@ -82,6 +104,7 @@ class Recipe:
         words = [f"{place}{_slug(scheme)}" for place, scheme in places.items() if scheme]
         if self.rules:
             words.append(f"rules-{hashlib.sha256(repr(self.rules).encode()).hexdigest()[:8]}")
+        words += [word for word in (self.rounding, self.outliers) if word not in ("nearest", "keep")]
         return "-".join(words)
 
     def plan(self, part: str, shapes: Mapping[str, torch.Size]) -> dict[str, Scheme]:
@@ -124,14 +147,24 @@ class Recipe:
         return None
 
 
+def fused_with(layer: str, layers: Iterable[str]) -> list[str]:
+    """Those of the layers that are one with this layer at run time, itself included."""
+    group = _group(layer)
+    return [other for other in layers if other == layer or (group and _group(other) == group)]
+
+
+def _group(layer: str) -> str | None:
+    """One word for q, k and v of one attention and one stream; None for a layer by itself."""
+    found = _FUSED.fullmatch(layer)
+    return f"{found[1]}{'add' if 'add_' in layer else 'to'}" if found else None
+
+
 def _check_fused(layers: set[str], schemes: Mapping[str, Scheme]) -> None:
     """RequestError where rules part what is one layer at run time."""
     groups: dict[str, set[Scheme | None]] = {}
     for layer in layers:
-        if found := _FUSED.fullmatch(layer):
-            groups.setdefault(f"{found[1]}{'add' if 'add_' in layer else 'to'}", set()).add(
-                schemes.get(layer)
-            )
+        if group := _group(layer):
+            groups.setdefault(group, set()).add(schemes.get(layer))
     for group, different in sorted(groups.items()):
         if len(different) > 1:
             raise RequestError(

@@ -108,7 +108,7 @@ def _to_folder(checkpoint: Checkpoint, place: Path, target: Target, job: Job) ->
     before = room_needed(checkpoint)
     rewrite = partial(_in_a_folder, target, notes)
     with fresh_folder(place, before * (2 if target == "16bit" else 1), job) as fresh:
-        layers = write_folder(checkpoint, fresh, rewrite, None)
+        layers = write_folder(checkpoint, fresh, rewrite, lambda: None)
     return ConversionReport(place, layers, 0, before, weight_bytes(place), notes)
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from sd35.kernels.operands import PLAIN, Form, Operand, Residual
 from sd35.kernels.reference import NORM_EPSILON
 from sd35.kernels.triton.launch import Output, form_arguments, parts_of, result_arguments
-from sd35.kernels.triton.numbers import load_result, load_rows, load_shared, store_operand, store_rows
-
-ROWS = 4  # of a program
+from sd35.kernels.triton.numbers import load_result, load_row, store_operand, store_row
 
 
 def settle(stream: Residual) -> Tensor:
@@ -36,7 +34,7 @@ def _run(stream: Residual, modulation: tuple[Tensor, Tensor] | None, form: Form)
     output = Output.empty(x.shape, form, x) if modulation else Output(x, x, x)
     shift, scale = modulation or (x, x)
     gate = x if stream.gate is None else stream.gate
-    modulate_kernel[(triton.cdiv(tokens, ROWS), batch)](
+    modulate_kernel[(batch * tokens,)](
         x, x.stride(0), x.stride(1),
         **result_arguments(stream.branch, x),
         gate=gate, gate_stride=gate.stride(0),
@@ -48,7 +46,7 @@ def _run(stream: Residual, modulation: tuple[Tensor, Tensor] | None, form: Form)
         tokens=tokens, channels=channels, epsilon=NORM_EPSILON,
         BRANCH=stream.branch is not None,
         MODULATED=modulation is not None,
-        ROWS=ROWS, **parts_of(channels),
+        **parts_of(channels),
         num_warps=4,
     )  # fmt: skip
     return after, output.operand
@@ -67,34 +65,32 @@ def modulate_kernel(
     UNFINISHED: tl.constexpr, BIASED: tl.constexpr,
     BRANCH: tl.constexpr, MODULATED: tl.constexpr,
     FORM: tl.constexpr, NATIVE: tl.constexpr,
-    ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """One program for ROWS tokens of one batch row."""
-    batch = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    present = token < tokens
-    row = batch * tokens + token
-    a, b = load_rows(x + batch * x_stride_batch + token * x_stride_token, present, channels, FIRST, SECOND)
+    """One program a token."""
+    row = tl.program_id(0).to(tl.int64)
+    batch, token = row // tokens, row % tokens
+    a, b = load_row(x + batch * x_stride_batch + token * x_stride_token, channels, FIRST, SECOND)
     if BRANCH:
         branch_a, branch_b = load_result(
-            values + row * channels, row_scale + row, column_scale, bias, present, channels,
+            values + row * channels, row_scale + row, column_scale, bias, channels,
             UNFINISHED, BIASED, FIRST, SECOND,
         )  # fmt: skip
-        gate_a, gate_b = load_shared(gate + batch * gate_stride, channels, FIRST, SECOND)
+        gate_a, gate_b = load_row(gate + batch * gate_stride, channels, FIRST, SECOND)
         # The norm sees the tokens as they are kept: rounded.
         a = (a + gate_a * branch_a).to(after.dtype.element_ty).to(tl.float32)
         b = (b + gate_b * branch_b).to(after.dtype.element_ty).to(tl.float32)
-        store_rows(a, b, after + row * channels, present, channels, FIRST, SECOND)
+        store_row(a, b, after + row * channels, channels, FIRST, SECOND)
     if MODULATED:
-        mean = (tl.sum(a, axis=1) + tl.sum(b, axis=1))[:, None] / channels
+        mean = (tl.sum(a, axis=0) + tl.sum(b, axis=0)) / channels
         a = a - mean
-        b = tl.where(FIRST + tl.arange(0, SECOND)[None, :] < channels, b - mean, 0.0)
-        variance = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1))[:, None] / channels
+        b = tl.where(FIRST + tl.arange(0, SECOND) < channels, b - mean, 0.0)
+        variance = (tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / channels
         inverse = tl.rsqrt(variance + epsilon)
-        scale_a, scale_b = load_shared(scale + batch * scale_stride, channels, FIRST, SECOND)
-        shift_a, shift_b = load_shared(shift + batch * shift_stride, channels, FIRST, SECOND)
+        scale_a, scale_b = load_row(scale + batch * scale_stride, channels, FIRST, SECOND)
+        shift_a, shift_b = load_row(shift + batch * shift_stride, channels, FIRST, SECOND)
         store_operand(
             a * inverse * (1.0 + scale_a) + shift_a, b * inverse * (1.0 + scale_b) + shift_b,
-            out + row * channels, out_scale + row, input_scale, present, channels,
+            out + row * channels, out_scale + row, input_scale, channels,
             FORM, NATIVE, FIRST, SECOND,
         )  # fmt: skip
