@@ -58,7 +58,7 @@ def held(folder: Path) -> int:
 def wait_for(folder: Path, count: float) -> None:
     """Until what was sent has been written, or will not be.
 
-    A request of the life before that the server takes up late gets a part of it, and nobody is there to write.
+    A request of the life before that the server takes up late gets a part of it, for nobody.
     """
     deadline = time.monotonic() + 2
     while held(folder) < count and time.monotonic() < deadline:
