@@ -41,7 +41,8 @@ def our_latents(workload: Workload) -> torch.Tensor:
     checkpoint = RandomCheckpoint(workload.variant, torch.device("cpu"))
     pipeline = assemble(checkpoint, workload.config(), workload.model, "random")
     pictures = workload.pictures(0)
-    latents, embeds = initial_latents(pictures, torch.device("cpu")), encode(pipeline.text_encoders, pictures)
+    latents = initial_latents(pictures, torch.device("cpu"))
+    embeds = encode(pipeline.text_encoders, pictures, pipeline.prompts)
     return denoise(pipeline.mmdit, latents, embeds, pictures[0].settings, pipeline.shift, ignore)
 
 

@@ -66,7 +66,7 @@ def test_a_loaded_model_is_sane(tiny: Workload) -> None:
     pipeline = assemble(RandomCheckpoint("demo", CPU, Recipe()), tiny.config(), tiny.model, "random")
     assert precision(pipeline)["transformer"] == "float8_e4m3fn + float32"
     with torch.inference_mode():
-        text = encode(pipeline.text_encoders, tiny.pictures(0))
+        text = encode(pipeline.text_encoders, tiny.pictures(0), pipeline.prompts)
         embeds = random_embeds(shapes_of(tiny), CPU, torch.float32)
         assert embeds.sequence.shape == text.sequence.shape
         assert embeds.pooled.shape == text.pooled.shape

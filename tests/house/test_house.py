@@ -39,6 +39,17 @@ def test_light_rooms_stay_light(statement: str) -> None:
     assert not imported_by(statement) & HEAVY
 
 
+def test_drawing_starts_quickly(tmp_path: Path) -> None:
+    """A picture is drawn without the libraries whose import takes longer than drawing it."""
+    command = ["generate", "a fox", "--steps", "1", "--device", "cpu", "-o", str(tmp_path / "fox.png")]
+    code = f"from sd35.cli.main import main; main({command})\nimport sys; print(*sys.modules)"
+    words = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert (tmp_path / "fox.png").exists()
+    assert {"torch", "transformers", "sd35.runtime.vae"} <= set(words)
+    slow = {"diffusers", "transformers.modeling_utils", "torch._dynamo", "sympy", "triton"}
+    assert not slow & set(words)
+
+
 def test_public_names() -> None:
     """Sorted, importable, and nothing else."""
     assert list(sd35.__all__) == sorted(sd35.__all__)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sd35.errors import DeviceError
 from sd35.fp8 import ScaledTensor, quantize
@@ -138,3 +139,35 @@ def test_cublas_equals_the_reference(n: int, k: int, rows: int) -> None:
     out = api.scaled_mm(x, weight, bias).finish()
     expected = x.dequantize() @ weight.dequantize().T + bias.float()
     assert relative_error(out, expected) < 5e-3
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(96, 16), (128, 32), (512, 32)])
+@pytest.mark.parametrize("has_added", [True, False])
+@pytest.mark.parametrize("silu", [True, False])
+def test_group_norm_is_pytorchs_own(channels: int, groups: int, has_added: bool, silu: bool) -> None:
+    """Statistics and their application together are GroupNorm of x + added, then SiLU."""
+    x = 3 * random(2, channels, 5, 7) + 20 * random(channels, 1, 1, seed=1)
+    weight, bias, added = random(3, channels, seed=2)
+    statistics = reference.group_statistics(x, groups, added if has_added else None)
+    out = reference.group_norm(x, statistics, weight, bias, added if has_added else None, silu=silu)
+    moved = (x + added[:, None, None] if has_added else x).double()
+    expected = F.group_norm(moved, groups, weight.double(), bias.double(), reference.NORM_EPSILON)
+    assert relative_error(out, F.silu(expected) if silu else expected) < 1e-6
+
+
+def test_group_norm_rounds_once() -> None:
+    """In bf16 the result is the float32 result, rounded."""
+    x, weight, bias = random(1, 64, 4, 4).bfloat16(), *random(2, 64, seed=1).bfloat16()
+    statistics = reference.group_statistics(x, 32)
+    exact = reference.group_norm(x.float(), statistics, weight, bias, silu=True)
+    rounded = reference.group_norm(x, statistics, weight, bias, silu=True)
+    assert statistics.dtype == torch.float32
+    assert torch.equal(rounded, exact.bfloat16())
+
+
+def test_add_branch() -> None:
+    """x + branch + bias, each channel its own, rounded once."""
+    x, branch, bias = random(2, 6, 3, 5), random(2, 6, 3, 5, seed=1), random(6, seed=2)
+    out = reference.add_branch(x.bfloat16(), branch.bfloat16(), bias.bfloat16())
+    parts = [part.bfloat16().float() for part in (x, branch, bias[:, None, None])]
+    assert torch.equal(out, (parts[0] + (parts[1] + parts[2])).bfloat16())

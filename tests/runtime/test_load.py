@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError, RequestError
@@ -26,6 +27,16 @@ from sd35.variants import VARIANTS
         ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "shift"),
         ("scheduler/scheduler_config.json", {"shift": "3"}, "shift"),
         ("vae/config.json", {"latent_channels": 4}, "16 channels"),
+        ("vae/config.json", {"block_out_channels": [32, 64, 96]}, "factor 8"),
+        ("vae/config.json", {"use_post_quant_conv": True}, "post_quant_conv"),
+        ("vae/config.json", {"mid_block_add_attention": False}, "attention in the middle"),
+        ("vae/config.json", {"scaling_factor": ...}, "scaling_factor"),
+        ("text_encoder/config.json", {"eos_token_id": ...}, "eos_token_id"),
+        ("text_encoder_2/config.json", {"num_attention_heads": 7}, "no multiple of num_attention_heads"),
+        ("text_encoder_3/config.json", {"d_kv": ...}, "d_kv"),
+        ("text_encoder_3/config.json", {"relative_attention_num_buckets": 2}, "no multiple of 4"),
+        ("text_encoder_3/config.json", {"relative_attention_max_distance": 32}, "max_distance is 32"),
+        ("vae/config.json", {"layers_per_block": ...}, "layers_per_block"),
     ],
 )
 def test_other_architectures_are_refused(
@@ -60,9 +71,12 @@ def test_the_variant_can_be_overruled(demo: Path) -> None:
 def test_weight_bytes(pipeline_fp8: Pipeline, demo_fp8: Path) -> None:
     """Bytes in memory are those in the files (fused scales aside), and 16-bit is counted without scales."""
     sizes = facts.weight_bytes(pipeline_fp8)
-    for part in ("transformer", "vae", "text_encoder_3"):
+    for part in ("transformer", "text_encoder_3"):
         on_disk = next((demo_fp8 / part).glob("*.safetensors")).stat().st_size
         assert sizes[part] == pytest.approx(on_disk, rel=0.01)
+    stored = load_file(demo_fp8 / "vae/diffusion_pytorch_model.safetensors")
+    decoder = [tensor for name, tensor in stored.items() if name.startswith("decoder.")]
+    assert sizes["vae"] == sum(tensor.nbytes for tensor in decoder)  # the encoder's stay in the file
     parts = {name: size for name, size in sizes.items() if not name.startswith("total")}
     assert sizes["total"] == sum(parts.values())
     # Of the parts only the transformer is FP8 here: 1 byte + scales, where 16-bit has 2.

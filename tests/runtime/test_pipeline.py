@@ -10,6 +10,7 @@ import torch
 
 from sd35.config import RuntimeConfig
 from sd35.request import GenerationRequest, PromptTexts
+from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.latents import initial_latents
 from sd35.runtime.load import load_pipeline
@@ -103,7 +104,7 @@ def test_each_text_is_encoded_once(pipeline_fp32: Pipeline, monkeypatch: pytest.
         TextEncoders, "encode", lambda self, prompts, n: seen.extend(prompts) or original(self, prompts, n)
     )
     request = GenerationRequest("a fox", negative_prompt="a tree", num_images=4, seed=1)
-    embeds = encode(pipeline_fp32.text_encoders, request.pictures(pipeline_fp32.variant))
+    embeds = encode(pipeline_fp32.text_encoders, request.pictures(pipeline_fp32.variant), PromptCache())
     assert sorted(prompt.t5 for prompt in seen) == ["a fox", "a tree"]
     assert len(embeds.pooled) == 8
     assert torch.equal(embeds.pooled[0], embeds.pooled[3])
@@ -118,7 +119,7 @@ def test_without_t5_its_tokens_are_zeros(
     pipeline = load_pipeline(demo_copy, RuntimeConfig(device="cpu"))
     pictures = fox.pictures(pipeline.variant)
     with torch.inference_mode():
-        embeds = encode(pipeline.text_encoders, pictures)
+        embeds = encode(pipeline.text_encoders, pictures, PromptCache())
     assert torch.count_nonzero(embeds.sequence[:, 77:]) == 0
     assert embeds.sequence.shape[1] == 77 + pictures[0].settings.max_sequence_length
     assert pixels(pipeline, fox)[0].std() > 1

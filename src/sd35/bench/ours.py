@@ -49,7 +49,7 @@ class Sd35Engine:
         return clock.seconds
 
     def _encode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
-        encode(self._pipeline.text_encoders, pictures)
+        encode(self._pipeline.text_encoders, pictures, self._pipeline.prompts)
 
     def _denoise(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         pipeline, settings = self._pipeline, pictures[0].settings

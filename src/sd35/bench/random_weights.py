@@ -24,9 +24,9 @@ from sd35.checkpoints.reader import TensorReader, TensorSpec
 from sd35.checkpoints.sizes import config_size, layout_of
 from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate
-from sd35.quantization.convert import quantize_layers
+from sd35.quantization.lazily import quantized
 from sd35.quantization.recipe import Recipe
-from sd35.runtime.encoders import PromptEmbeds
+from sd35.runtime.embeds import PromptEmbeds
 
 _NORM_SPREAD, _BIAS = 0.1, 0.02
 
@@ -51,12 +51,13 @@ class RandomCheckpoint:
             name: Lazy(spec, partial(random_tensor, name, spec, self._device))
             for name, spec in layout.items()
         }
-        source = TensorSource(TensorReader([]), drawn, {})
         if self._recipe is None:
-            return source
+            return TensorSource(TensorReader([]), drawn, {})
         schemes = self._recipe.plan(part, {name: spec.shape for name, spec in layout.items()})
-        quantized = quantize_layers(source, schemes, {})
-        return TensorSource(TensorReader([]), quantized.tensors, quantized.schemes)
+        for layer, scheme in schemes.items():
+            name = f"{layer}.weight"
+            drawn[name], drawn[f"{name}_scale"] = quantized(name, drawn[name], scheme)
+        return TensorSource(TensorReader([]), drawn, schemes)
 
     def files(self, part: str) -> list[Path]:
         """None: nothing of it is on a disk."""

@@ -44,6 +44,24 @@ class Operations(Protocol):
     def place_heads(self, qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
         """A stream's q, k, v, normed, to their place among both streams' heads."""
 
+    def group_statistics(self, x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:
+        """Mean and variance of each group of channels of x + added."""
+
+    def group_norm(
+        self,
+        x: Tensor,
+        statistics: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        added: Tensor | None = None,
+        *,
+        silu: bool,
+    ) -> Tensor:
+        """GroupNorm of x + added by given statistics, with SiLU after it or without."""
+
+    def add_branch(self, x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+        """A residual block's sum: x + (branch + bias)."""
+
 
 def triton_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the Triton kernels can't run on this device in this dtype, None when they can."""

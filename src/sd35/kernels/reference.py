@@ -1,11 +1,11 @@
-"""The operations of the MMDiT in plain PyTorch: the definition that every fast kernel must meet.
+"""The operations of the MMDiT and the VAE in plain PyTorch: the definition that every fast kernel must meet.
 
 They run anywhere and on any dtype. Each computes in float32 and rounds once, to the dtype or FP8 format of
 what it writes. What is not said here is not promised: a kernel may change the order of additions, never
 the place where something is rounded to FP8.
 
 Shapes: B batch, T tokens, S tokens of both streams, H heads, D head dim, C = H * D channels, K and N in and
-out channels of a linear layer.
+out channels of a linear layer; a picture's activations are [B, C, H, W] with height and width.
 """
 
 import torch
@@ -105,6 +105,52 @@ def dequantize_weight(weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
     if scale.shape[1] > 1:
         scale = scale.repeat_interleave(BLOCK, dim=1)[:, : weight.data.shape[1]]
     return (weight.data.float() * scale).to(dtype)
+
+
+def group_statistics(x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:
+    """Mean and variance of each group of channels of x + added, [B, groups, 2] in float32.
+
+    x [B, C, H, W]; added [C] is the bias of the convolution that made x, which so needs no pass of its own.
+    """
+    values = _plus(x, added)
+    mean = _group_means(values, groups)
+    squares = values.sub_(_spread(mean, x.shape[1])).square_()
+    return torch.stack([mean, _group_means(squares, groups)], dim=-1)
+
+
+def group_norm(
+    x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None, *, silu: bool
+) -> Tensor:
+    """GroupNorm(x + added) by the given statistics, then SiLU if asked: x [B, C, H, W], the others [C].
+
+    The statistics may be those of a larger picture, of which x is a strip.
+    """
+    mean, variance = (_spread(groups, x.shape[1]) for groups in statistics.unbind(dim=-1))
+    slope = weight.float()[:, None, None] * torch.rsqrt(variance + NORM_EPSILON)
+    offset = bias.float()[:, None, None] + (0 if added is None else added.float()[:, None, None]) * slope
+    normed = torch.addcmul(offset - mean * slope, x.float(), slope)
+    return (F.silu(normed, inplace=True) if silu else normed).to(x.dtype)
+
+
+def add_branch(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+    """x + (branch + bias): a residual block's end, [B, C, H, W] twice and [C]."""
+    return _plus(branch, bias).add_(x).to(x.dtype)
+
+
+def _group_means(values: Tensor, groups: int) -> Tensor:
+    """[B, C, H, W] -> [B, groups]."""
+    return values.flatten(2).mean(dim=2).unflatten(1, (groups, -1)).mean(dim=2)
+
+
+def _spread(groups: Tensor, channels: int) -> Tensor:
+    """One value a group [B, groups] -> one a channel [B, C, 1, 1]."""
+    return groups.repeat_interleave(channels // groups.shape[1], dim=1)[:, :, None, None]
+
+
+def _plus(x: Tensor, added: Tensor | None) -> Tensor:
+    """x + added in float32, in new memory."""
+    copy = x.to(torch.float32, copy=True)
+    return copy if added is None else copy.add_(added[:, None, None])
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:

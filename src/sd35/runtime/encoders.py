@@ -7,7 +7,7 @@ What the MMDiT reads is made of their results so:
     pooled     [ CLIP-L pooled | CLIP-G pooled ]
 
 The CLIP tokens are those of the last layer but one. No encoder masks its padding: the model was trained
-so. Without T5 its tokens are zeros. The modules are transformers' own classes; encoding follows
+so. Without T5 its tokens are zeros. The models are in `text_models.py`; encoding follows
 `StableDiffusion3Pipeline.encode_prompt` of diffusers, which the tests hold it to.
 """
 
@@ -20,20 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd35.request import Picture, PromptTexts
+from sd35.runtime.embeds import EmbedsKey, PromptCache, PromptEmbeds
 
 CLIP_TOKENS = 77
-
-
-@dataclass(frozen=True)
-class PromptEmbeds:
-    """Encoded prompts, one row each: `sequence` [B, T, C] and `pooled` [B, P]."""
-
-    sequence: Tensor
-    pooled: Tensor
-
-    def gather(self, rows: list[int]) -> "PromptEmbeds":
-        """These rows, in this order; a row may come more than once."""
-        return PromptEmbeds(self.sequence[rows], self.pooled[rows])
 
 
 @dataclass(frozen=True)
@@ -42,6 +31,10 @@ class TextEncoder:
 
     tokenizer: Callable[..., Any]
     model: nn.Module
+
+    def encode(self, texts: list[str], length: int) -> Any:
+        """What the model makes of these texts."""
+        return self.model(self.tokens(texts, length))
 
     def tokens(self, texts: list[str], length: int) -> Tensor:
         """Token ids [B, length], padded and cut to the length."""
@@ -60,11 +53,12 @@ class TextEncoders:
     clip_g: TextEncoder
     t5: TextEncoder | None
     width: int  # of the sequence: T5's, and what the MMDiT expects
+    identity: str  # of the checkpoint that they come from
 
     def encode(self, prompts: Sequence[PromptTexts], max_sequence_length: int) -> PromptEmbeds:
         """One row for each prompt."""
-        tokens_l, pooled_l = _clip(self.clip_l, [prompt.clip_l for prompt in prompts])
-        tokens_g, pooled_g = _clip(self.clip_g, [prompt.clip_g for prompt in prompts])
+        tokens_l, pooled_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
+        tokens_g, pooled_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
         clip = torch.cat([tokens_l, tokens_g], dim=-1)
         clip = F.pad(clip, (0, self.width - clip.shape[-1]))
         t5 = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clip)
@@ -73,24 +67,23 @@ class TextEncoders:
     def _t5(self, texts: list[str], length: int, like: Tensor) -> Tensor:
         if self.t5 is None:
             return like.new_zeros(len(texts), length, self.width)
-        return self.t5.model(self.t5.tokens(texts, length))[0]
+        return self.t5.encode(texts, length)
 
 
-def encode(encoders: TextEncoders, pictures: Sequence[Picture]) -> PromptEmbeds:
+def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCache) -> PromptEmbeds:
     """Embeds for a batch: one row a picture, after one negative row a picture where guidance is on.
 
-    Each distinct text is encoded once, however many pictures share it.
+    Each distinct text is encoded once, by itself, and not at all if the cache has kept it.
     """
     settings = pictures[0].settings
     prompts = [picture.prompt for picture in pictures]
     if settings.guided:
         prompts = [picture.negative_prompt for picture in pictures] + prompts
-    distinct = list(dict.fromkeys(prompts))
-    embeds = encoders.encode(distinct, settings.max_sequence_length)
-    return embeds.gather([distinct.index(prompt) for prompt in prompts])
+    length = settings.max_sequence_length
+    rows = {prompt: _recalled(encoders, prompt, length, cache) for prompt in dict.fromkeys(prompts)}
+    return PromptEmbeds.join([rows[prompt] for prompt in prompts])
 
 
-def _clip(encoder: TextEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens [B, 77, C] of the last layer but one, and the pooled projection [B, P]."""
-    out = encoder.model(encoder.tokens(texts, CLIP_TOKENS), output_hidden_states=True)
-    return out.hidden_states[-2], out.text_embeds
+def _recalled(encoders: TextEncoders, prompt: PromptTexts, length: int, cache: PromptCache) -> PromptEmbeds:
+    key = EmbedsKey(prompt, length, encoders.identity)
+    return cache.recall(key, lambda: encoders.encode([prompt], length))

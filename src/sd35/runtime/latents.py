@@ -1,22 +1,17 @@
 """Latents: seeded noise at the start, the VAE at the end.
 
-SD3.5's latents have 16 channels, one for every 8 x 8 pixels. The VAE's raw latents z become the model's
-latents by (z - shift_factor) * scaling_factor, so decoding undoes that first.
+SD3.5's latents have 16 channels, one for every 8 x 8 pixels.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sd35.request import Picture
+from sd35.runtime.vae import VaeDecoder
 from sd35.variants import LATENT_CHANNELS, PIXELS_PER_LATENT
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 def initial_latents(pictures: Sequence[Picture], device: torch.device) -> Tensor:
@@ -28,9 +23,15 @@ def initial_latents(pictures: Sequence[Picture], device: torch.device) -> Tensor
     return torch.stack(noise).to(device)
 
 
-def decode(vae: "AutoencoderKL", latents: Tensor) -> list[Image.Image]:
+def decode(vae: VaeDecoder, latents: Tensor) -> list[Image.Image]:
     """Latents [B, 16, H/8, W/8] -> B pictures, one at a time: the VAE's activations are what fills a card."""
-    return [_to_image(_decode_one(vae, row)) for row in latents.split(1)]
+    return [Image.fromarray(decode_pixels(vae, row).cpu().numpy()) for row in latents.split(1)]
+
+
+def decode_pixels(vae: VaeDecoder, latents: Tensor) -> Tensor:
+    """Latents [1, 16, H/8, W/8] of one picture -> its 8-bit RGB [H, W, 3], on their device."""
+    unit = (vae(latents)[0].float() / 2 + 0.5).clamp(0, 1)
+    return (unit * 255).round().to(torch.uint8).permute(1, 2, 0)
 
 
 def _noise(picture: Picture) -> Tensor:
@@ -38,16 +39,3 @@ def _noise(picture: Picture) -> Tensor:
     shape = (LATENT_CHANNELS, settings.height // PIXELS_PER_LATENT, settings.width // PIXELS_PER_LATENT)
     generator = torch.Generator("cpu").manual_seed(picture.seed)
     return torch.randn(shape, generator=generator, dtype=torch.float32)
-
-
-def _decode_one(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
-    config = vae.config
-    z = latents / config.scaling_factor + (config.shift_factor or 0.0)
-    return vae.decode(z.to(vae.dtype), return_dict=False)[0][0]
-
-
-def _to_image(pixels: Tensor) -> Image.Image:
-    """[3, H, W] in -1..1 -> 8-bit RGB."""
-    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
-    array = (unit.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(array)

@@ -8,21 +8,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from sd35.request import GenerationRequest, Picture
+from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.latents import decode, initial_latents
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.sampling import OnStep, denoise
+from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,12 @@ class Pipeline:
     variant: Variant
     text_encoders: TextEncoders
     mmdit: MMDiT
-    vae: "AutoencoderKL"
+    vae: VaeDecoder
     shift: float
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
+    prompts: PromptCache = field(default_factory=PromptCache)
 
     def generate(self, request: GenerationRequest, on_step: OnStep | None = None) -> Generation:
         """Draw what is asked; `on_step(done, of)` is called after each step, and what it raises ends it."""
@@ -65,7 +64,7 @@ class Pipeline:
         assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
         clock = StageClock(self.device)
         with clock("encode"):
-            embeds = encode(self.text_encoders, pictures)
+            embeds = encode(self.text_encoders, pictures, self.prompts)
         with clock("denoise"):
             latents = initial_latents(pictures, self.device)
             latents = denoise(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sd35.request import Settings
-from sd35.runtime.encoders import PromptEmbeds
+from sd35.runtime.embeds import PromptEmbeds
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.step import Step, euler_step

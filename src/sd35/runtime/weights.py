@@ -20,6 +20,7 @@ from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.vae import VaeDecoder
 
 # Our layer -> the checkpoint's layers (diffusers' names) whose rows it stacks.
 _MODEL_LAYERS = {
@@ -56,6 +57,25 @@ _BLOCK_TENSORS = {
     "dual_attention.norm_k": "attn2.norm_k.weight",
 }
 
+# The VAE's stages have the checkpoint's names; within a stage, our layer -> the checkpoint's.
+_VAE_LAYERS = {
+    "": ("",),  # a stage that is one layer itself
+    "norm1": ("norm1",),
+    "conv1": ("conv1",),
+    "norm2": ("norm2",),
+    "conv2": ("conv2",),
+    "shortcut": ("conv_shortcut",),
+    "group_norm": ("group_norm",),
+    "qkv": ("to_q", "to_k", "to_v"),
+    "to_out": ("to_out.0",),
+    "conv": ("conv",),
+    "conv_norm_out": ("conv_norm_out",),
+    "conv_out": ("conv_out",),
+}
+# What diffusers called the attention's layers before 0.18.
+_VAE_OLD_LAYERS = {"group_norm": ("group_norm",), "qkv": ("query", "key", "value"), "to_out": ("proj_attn",)}
+_VAE_ENCODER = "encoder."
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -85,7 +105,7 @@ def fill_module(
     placement: Placement,
     shared: tuple[str, ...] = (),
 ) -> None:
-    """Give a library's module, built on the meta device, all of its values under its own names.
+    """Give a module that bears the checkpoint's names, built on the meta device, all of its values.
 
     `shared` are names of one and the same tensor: the file may hold it under any of them.
     """
@@ -102,6 +122,18 @@ def fill_module(
             _set_tensor(module, name, one)
     source.finish(also_known=set(shared))
     assert not list(_unfilled(module))
+
+
+def fill_vae_decoder(decoder: VaeDecoder, tensors: TensorSource, placement: Placement) -> None:
+    """Give a VAE's decoder built on the meta device all of its values; the encoder's are left in the file."""
+    source = _Source(tensors, placement)
+    for path, layers in _vae_layers_of(decoder, tensors):
+        _fill_layer(decoder, path, layers, source)
+    source.finish(also_known={name for name in tensors if name.startswith(_VAE_ENCODER)})
+    assert not list(_unfilled(decoder))
+    for parameter in decoder.parameters():
+        if parameter.ndim == 4:  # a convolution's, whose input channels shall lie side by side too
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 class _Source:
@@ -182,6 +214,18 @@ def layers_of(mmdit: MMDiT) -> Iterator[tuple[str, tuple[str, ...]]]:
         for path, layers in _BLOCK_LAYERS.items():
             if path in present:
                 yield f"blocks.{i}.{path}", tuple(f"transformer_blocks.{i}.{layer}" for layer in layers)
+
+
+def _vae_layers_of(decoder: VaeDecoder, tensors: TensorSource) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for i, (name, stage) in enumerate(zip(decoder.names, decoder.stages, strict=True)):
+        prefix = f"decoder.{name}".rstrip(".")
+        table = _VAE_OLD_LAYERS if f"{prefix}.query.weight" in tensors else _VAE_LAYERS
+        for path, layer in stage.named_modules():
+            if list(layer.parameters(recurse=False)):
+                yield (
+                    f"stages.{i}.{path}".rstrip("."),
+                    tuple(f"{prefix}.{theirs}".rstrip(".") for theirs in table[path]),
+                )
 
 
 def _tensors_of(mmdit: MMDiT) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
     python tests/kernels/triton_kernels/compile_ahead.py
 
-The operations run on bf16 tensors of Large's width, with launches recorded and not carried out; each
-distinct one is then compiled for every generation of cards since Ampere.
+The operations run on bf16 tensors of the widths of Large and of the VAEs, with launches recorded and not
+carried out; each distinct one is then compiled for every generation of cards since Ampere.
 """
 
 import sys
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import triton
 from kernel_cases import Inputs, runs
+from picture_cases import picture_runs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -22,6 +23,8 @@ from sd35.kernels import triton as operations
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FIRST_WITH_E4M3 = 89
 WIDTH = 2432
+PICTURE_CHANNELS = ((96, 16), (512, 32))  # the ragged and the widest
+PICTURE = (192, 192)  # large enough that a program has several tiles to add up
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
@@ -54,8 +57,12 @@ def recorded() -> list[Launch]:
         launches[f"{kernel.__name__} {sorted(typed.items())}"] = (kernel, typed)
 
     JITFunction.run = record  # type: ignore[method-assign]
-    for _, run in runs(Inputs(torch.device("cpu"), torch.bfloat16, tokens=1), WIDTH):
+    inputs = Inputs(torch.device("cpu"), torch.bfloat16, tokens=1)
+    for _, run in runs(inputs, WIDTH):
         run(operations)
+    for channels, groups in PICTURE_CHANNELS:
+        for _, run in picture_runs(inputs, channels, groups, PICTURE, batch=1):
+            run(operations)
     return list(launches.values())
 
 

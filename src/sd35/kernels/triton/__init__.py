@@ -3,5 +3,15 @@
 from sd35.kernels.triton.gelu import gelu, take
 from sd35.kernels.triton.heads import place_heads
 from sd35.kernels.triton.modulate import modulate, settle
+from sd35.kernels.triton.pictures import add_branch, group_norm, group_statistics
 
-__all__ = ["gelu", "modulate", "place_heads", "settle", "take"]
+__all__ = [
+    "add_branch",
+    "gelu",
+    "group_norm",
+    "group_statistics",
+    "modulate",
+    "place_heads",
+    "settle",
+    "take",
+]

@@ -1,0 +1,64 @@
+"""The three text encoders of a checkpoint, each with its tokenizer.
+
+The models are our own (`text_models.py`), under transformers' names; the tokenizers are transformers'.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
+
+from sd35.checkpoints.formats import Checkpoint
+from sd35.runtime.configs import read_clip_config, read_t5_config
+from sd35.runtime.encoders import TextEncoder, TextEncoders
+from sd35.runtime.text_models import ClipTextModel, T5Encoder
+from sd35.runtime.weights import Placement, fill_module
+
+_T5_EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one tensor
+
+
+def load_text_encoders(
+    checkpoint: Checkpoint, width: int, known_as: str, placement: Placement
+) -> TextEncoders:
+    """CLIP-L, CLIP-G and, where the checkpoint has it, T5; `width` is the sequence's, for the MMDiT."""
+    has_t5 = "text_encoder_3" in checkpoint.parts
+    return TextEncoders(
+        clip_l=_load_clip(checkpoint, "", placement),
+        clip_g=_load_clip(checkpoint, "_2", placement),
+        t5=_load_t5(checkpoint, placement) if has_t5 else None,
+        width=width,
+        identity=known_as,
+    )
+
+
+def _load_clip(checkpoint: Checkpoint, suffix: str, placement: Placement) -> TextEncoder:
+    part = f"text_encoder{suffix}"
+    with torch.device("meta"):
+        model = ClipTextModel(read_clip_config(checkpoint, part))
+    _fill(model, checkpoint, part, placement)
+    return TextEncoder(_tokenizer(checkpoint, f"tokenizer{suffix}", CLIPTokenizer), model)
+
+
+def _load_t5(checkpoint: Checkpoint, placement: Placement) -> TextEncoder:
+    with torch.device("meta"):
+        model = T5Encoder(read_t5_config(checkpoint))
+    _fill(model, checkpoint, "text_encoder_3", placement, _T5_EMBEDDING)
+    return TextEncoder(_tokenizer(checkpoint, "tokenizer_3", T5Tokenizer), model)
+
+
+def _fill(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    part: str,
+    placement: Placement,
+    shared: tuple[str, ...] = (),
+) -> None:
+    with checkpoint.tensors(part) as tensors:
+        fill_module(model, tensors, placement, shared)
+    model.eval()
+
+
+def _tokenizer(checkpoint: Checkpoint, part: str, kind: Any) -> Any:
+    return kind.from_pretrained(checkpoint.folder(part), local_files_only=True)
