@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.folder import PARTS, open_folder
+from sd35.checkpoints.folder import open_folder
+from sd35.checkpoints.parts import PARTS
 from sd35.errors import CheckpointError, MissingError
 
 

@@ -10,7 +10,7 @@ import torch
 from real_configs import CLIP_G_CONFIG, LARGE_TRANSFORMER, REAL_CONFIGS
 
 from sd35.checkpoints.audit import FolderAudit
-from sd35.checkpoints.folder import PARTS, open_folder
+from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.layout import (
     CLIP_G,
     CLIP_L,
@@ -24,6 +24,7 @@ from sd35.checkpoints.layout import (
     transformer_layout,
     vae_layout,
 )
+from sd35.checkpoints.parts import PARTS
 from sd35.checkpoints.verify import verify
 
 CONFIGS = {**REAL_CONFIGS, "text_encoder_2": CLIP_G_CONFIG}

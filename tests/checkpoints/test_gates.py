@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from real_configs import REAL_CONFIGS
 
-from sd35.checkpoints.folder import PARTS, open_folder
+from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.gates import RULES, check_config
+from sd35.checkpoints.parts import PARTS
 from sd35.errors import CheckpointError
 
 

@@ -38,6 +38,23 @@ def test_it_appears_at_the_end(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
+def test_what_belongs_to_a_file_gets_there_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed between the two leaves a manifest without a file, never a file without one."""
+    replace = Path.replace
+
+    def one_only(path: Path, target: Path) -> None:
+        if (tmp_path / "file.sd35.json").exists():
+            raise KeyboardInterrupt
+        replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", one_only)
+    with pytest.raises(KeyboardInterrupt), fresh_file(tmp_path / "file", 0, JOB) as path:  # noqa: PT012
+        path.write_text("y")
+        path.with_name("file.sd35.json").write_text("{}")
+    assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file.sd35.json").exists()
+
+
 def test_remains_are_found_by_the_same_job(tmp_path: Path) -> None:
     """What was finished before an interruption is there for the run that resumes."""
     stop_in_the_middle(tmp_path / "out")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import sd35
 from sd35.checkpoints.formats import detect, open_checkpoint
-from sd35.checkpoints.single_file import PROJECTION_KEY, SingleFile, open_single_file
+from sd35.checkpoints.original_parts import PROJECTION_KEY
+from sd35.checkpoints.single_file import SingleFile, open_single_file
 from sd35.errors import CheckpointError, MissingError, RequestError
 
 PROJECTION = "text_encoders.clip_l.transformer.text_projection.weight"

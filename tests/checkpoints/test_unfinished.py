@@ -1,5 +1,7 @@
 """A file that was killed on its way is gone on with, and comes out the same to the byte."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from sd35.checkpoints import unfinished
 from sd35.checkpoints.lazy import Lazy, Tensors, given
-from sd35.checkpoints.unfinished import Unfinished, copy_whole
+from sd35.checkpoints.unfinished import Unfinished, copy_whole, link_or_copy
 from sd35.checkpoints.writer import write_safetensors
 
 VALUES = {name: torch.randn(5, 7) for name in "abcdef"} | {"empty": torch.zeros(0), "z": torch.randn(3)}
@@ -102,3 +104,25 @@ def test_a_copy_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "x").write_text("changed")
     copy_whole(tmp_path / "x", tmp_path / "to")
     assert (tmp_path / "to" / "x").read_text() == "content"
+
+
+@pytest.mark.parametrize("number", [None, errno.EXDEV, errno.ENOSPC])
+def test_a_link_where_there_can_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """The same file under two names; a copy on another file system, and an error for anything else."""
+
+    def refuse(source: Path, place: Path) -> None:
+        raise OSError(number, "refused")
+
+    (tmp_path / "x").write_text("content")
+    (tmp_path / "to").mkdir()
+    if number is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    if number == errno.ENOSPC:
+        with pytest.raises(OSError, match="refused"):
+            link_or_copy(tmp_path / "x", tmp_path / "to")
+        return
+    link_or_copy(tmp_path / "x", tmp_path / "to")
+    assert (tmp_path / "to" / "x").read_text() == "content"
+    assert (tmp_path / "to" / "x").samefile(tmp_path / "x") == (number is None)

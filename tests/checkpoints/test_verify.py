@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import sd35
 from sd35.checkpoints import verify as verify_module
 from sd35.checkpoints.header import read_header
-from sd35.checkpoints.manifest import Manifest, hash_files, write_manifest
+from sd35.checkpoints.manifest import FileRecord, Manifest, beside, hash_file, hash_files, write_manifest
 from sd35.checkpoints.scan import scan
 from sd35.checkpoints.verify import verify
 from sd35.errors import MissingError
@@ -103,6 +104,24 @@ def test_bit_flips_are_all_caught(recorded: Path) -> None:
         verify_module._scan_all(report, {name: path}, known, None)
         assert report.damaged == [name]
         path.write_bytes(whole)
+
+
+def test_a_folder_of_too_much_is_not_read(
+    demo_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the look at kinds of file did not come to, such as this FIFO behind it, is never opened."""
+    os.mkfifo(demo_copy / "vae" / "zzz")
+    monkeypatch.setattr("sd35.checkpoints.tree.MOST_FILES", 5)
+    monkeypatch.setattr("sd35.checkpoints.verify.MOST_FILES", 5)
+    report = verify(demo_copy)
+    assert report.files == 0
+    assert [finding.reason for finding in report.findings] == ["holds more than 5 files"]
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    """A folder of something else is told in one plain sentence."""
+    (finding,) = verify(tmp_path).findings
+    assert str(finding).startswith("model_index.json is missing, so this is no complete SD3.5 folder: ")
 
 
 def test_everything_is_listed_not_only_the_first(recorded: Path) -> None:
@@ -357,6 +376,21 @@ def test_lone_files(demo: Path, tmp_path: Path, part: str, edit_tensors: EditTen
     assert f"lacks 1 tensors: {gone}" in said(path)["alone.safetensors"]
 
 
+def test_a_manifest_beside_a_file(demo: Path, tmp_path: Path) -> None:
+    """It goes with its file under another name; one that is damaged, or of many files, is a finding."""
+    path = tmp_path / "renamed.safetensors"
+    shutil.copy(demo / WEIGHTS, path)
+    write_manifest(path, Manifest({"first.safetensors": hash_file(path)}))
+    assert verify(path).compared == 1
+    assert verify(path).sound
+    write_manifest(path, Manifest({"first.safetensors": FileRecord(path.stat().st_size, "0" * 64)}))
+    assert "is not what renamed.safetensors.sd35.json records" in said(path)[path.name]
+    write_manifest(path, Manifest({"a": hash_file(path), "b": hash_file(path)}))
+    assert "lists 2 files, and belongs to one" in str(verify(path).findings[0])
+    beside(path).write_text("{")
+    assert "is not readable JSON" in str(verify(path).findings[0])
+
+
 def test_a_lone_pointer(tmp_path: Path) -> None:
     """What is no safetensors file is named."""
     path = tmp_path / "sd3.5_large.safetensors"
@@ -387,6 +421,7 @@ def test_a_plain_cast_promises_no_scale(tmp_path: Path, edit_tensors: Callable[.
     sd35.convert("demo", path, "16bit-file")
     weight = "model.diffusion_model.joint_blocks.2.x_block.mlp.fc1.weight"
     edit_tensors(path, lambda t: t.update({weight: t[weight].to(torch.float8_e4m3fn)}))
+    beside(path).unlink()
     assert verify(path).sound
 
 

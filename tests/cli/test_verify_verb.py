@@ -11,9 +11,10 @@ from sd35.cli.main import main
 
 
 def test_sound(capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 0, the variant, and what the bytes were compared with."""
+    """Exit code 0, the variant, and what the bytes were compared with: the bundled folder has its hashes."""
     assert main(["verify", "demo"]) == 0
     out = capsys.readouterr().out
+    assert "compared with   sd35.json (18 of 18 files)" in out
     assert "demo, " in out
     assert out.endswith("sound\n")
 
@@ -56,6 +57,38 @@ def test_fix_mends_what_is_damaged_and_no_more(
     assert weights.read_bytes() == good
     assert config.is_file()
     assert (folder / "transformer/config.json").stat().st_mtime_ns == untouched
+
+
+def test_record(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sound folder without a manifest gets one, git's own files apart; it is never overwritten."""
+    (demo_copy / ".git").mkdir()
+    (demo_copy / ".git" / "index").write_bytes(b"changes with every command")
+    config = demo_copy / "scheduler/scheduler_config.json"
+    assert main(["verify", str(demo_copy), "--record"]) == 0
+    assert f"recorded   18 files in {demo_copy / 'sd35.json'}" in capsys.readouterr().out
+    assert main(["verify", str(demo_copy)]) == 0
+    assert main(["verify", str(demo_copy), "--record"]) == 2
+    assert "is there already, and is never overwritten" in capsys.readouterr().err
+    config.write_bytes(config.read_bytes() + b"\n")
+    assert main(["verify", str(demo_copy)]) == 3
+    (demo_copy / "sd35.json").unlink()
+    config.write_text("{")
+    assert main(["verify", str(demo_copy), "--record"]) == 3
+    assert not (demo_copy / "sd35.json").exists()
+
+
+def test_fix_of_a_single_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single file is mended from the origin that its folder's manifest has."""
+    source, folder = tmp_path / "source", tmp_path / "fetched"
+    source.mkdir()
+    assert main(["convert", "demo", str(source / "x.safetensors"), "--format", "16bit-file"]) == 0
+    assert main(["fetch", str(source), "--file", "x.safetensors", "-o", str(folder)]) == 0
+    path = folder / "x.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert main(["verify", str(path)]) == 3
+    assert main(["verify", str(path), "--fix"]) == 0
+    assert path.read_bytes() == good
 
 
 def test_fix_without_an_origin_says_so(demo_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 import sd35.demo
+from sd35.checkpoints.manifest import hash_files, read_manifest
 from sd35.demo.architecture import TextEncoders, Tokenizers
 from sd35.demo.conditioning import encode, tokenize
 from sd35.demo.evaluator import load_evaluator
@@ -55,6 +56,13 @@ def test_parts_are_those_of_sd35(pipeline: StableDiffusion3Pipeline) -> None:
     }
     for name, kind in classes.items():
         assert isinstance(getattr(pipeline, name), kind), name
+
+
+def test_its_manifest_fits() -> None:
+    """`sd35.json` lists exactly the files that are there, with their sizes and hashes."""
+    manifest = read_manifest(FOLDER)
+    assert manifest is not None
+    assert manifest.files == hash_files(FOLDER)
 
 
 def test_transformer_has_sd35_mediums_features(pipeline: StableDiffusion3Pipeline) -> None:

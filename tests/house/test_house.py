@@ -29,6 +29,9 @@ def imported_by(statement: str) -> set[str]:
         "import sd35.request, sd35.config, sd35.variants, sd35.errors",
         "from sd35.cli.main import build_parser; build_parser()",
         "import sd35.demo.prompts",
+        "import sd35.checkpoints.manifest, sd35.checkpoints.store, sd35.checkpoints.records",
+        "import sd35.checkpoints.gates, sd35.checkpoints.header, sd35.checkpoints.tree",
+        "import sd35.checkpoints.fetch.fetch",
     ],
 )
 def test_light_rooms_stay_light(statement: str) -> None:

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from sd35.checkpoints.formats import detect
 from sd35.checkpoints.keys import PREFIXES
 from sd35.checkpoints.lazy import Lazy
+from sd35.checkpoints.original_parts import parts_held, read_part
 from sd35.checkpoints.reader import DTYPES, TensorSpec
 from sd35.checkpoints.relayout import Layout, infer_transformer_config, to_original
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.single_writer import Spelling
 from sd35.quantization.transcode import plan_part
 

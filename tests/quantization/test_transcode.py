@@ -12,10 +12,11 @@ from torch import Tensor
 
 import sd35
 from sd35.checkpoints.formats import detect
-from sd35.checkpoints.manifest import hash_files, read_manifest
+from sd35.checkpoints.manifest import beside, hash_file, hash_files, read_manifest
+from sd35.checkpoints.original_parts import parts_held, read_part
 from sd35.checkpoints.schemes import METADATA_KEY
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.verify import verify
 from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.fp8 import Scheme, quantize
 
@@ -231,13 +232,37 @@ def test_t5_in_fp8_goes_along(tmp_path: Path) -> None:
         assert source.specs["shared.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("target", ["rowwise", "comfy-legacy", "16bit-file"])
+def test_a_single_file_has_its_manifest(comfy: Path, tmp_path: Path, target: str) -> None:
+    """Beside it: its hash, its source's, the tool and the choices; one flipped byte of data is then found."""
+    path = tmp_path / "made.safetensors"
+    sd35.convert(comfy, path, target)  # type: ignore[arg-type]
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.files == {path.name: hash_file(path)}
+    assert manifest.source == {comfy.name: hash_file(comfy)}
+    assert manifest.recipe is not None
+    assert manifest.recipe["target"] == target
+    assert sorted(tmp_path.iterdir()) == [path, beside(path)]
+    report = verify(path)
+    assert (report.sound, report.compared, report.records) == (True, 1, [beside(path).name])
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1  # the lowest bit of a weight: nothing but the hash can tell
+    path.write_bytes(content)
+    (finding,) = verify(path).findings
+    assert finding.file == path.name
+    assert f"is not what {beside(path).name} records" in finding.reason
+
+
 @pytest.mark.parametrize("place", ["there.safetensors", "file.bin"])
 def test_places_that_do_not_do(comfy: Path, tmp_path: Path, place: str) -> None:
-    """An existing file stays what it is, and a single file is called .safetensors."""
+    """An existing file stays what it is, and a single file is called .safetensors, and a folder is not."""
     (tmp_path / "there.safetensors").write_text("mine")
     with pytest.raises((OutputError, RequestError), match=r"exists already|has to end in"):
         sd35.convert(comfy, tmp_path / place, "rowwise")
     assert (tmp_path / "there.safetensors").read_text() == "mine"
+    with pytest.raises(RequestError, match=r"folder is a folder: .* must not end in \.safetensors"):
+        sd35.convert(comfy, tmp_path / "x.safetensors", "folder")
     with pytest.raises(RequestError, match="no format"):
         sd35.convert(comfy, tmp_path / "x", "gguf")  # type: ignore[arg-type]
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from sd35.checkpoints.findings import AGAIN, Finding, finding_of, some_of
-from sd35.checkpoints.folder import PARTS, CheckpointFolder, read_model_index
+from sd35.checkpoints.folder import CheckpointFolder, read_model_index
 from sd35.checkpoints.fp8_audit import FP8, audit_fp8, view
 from sd35.checkpoints.layout import ClipSize, T5Size, TransformerSize, VaeSize
+from sd35.checkpoints.parts import PARTS
 from sd35.checkpoints.reader import TensorReader, TensorSpec
 from sd35.checkpoints.sizes import Recognised, Size, config_size, expected_size, layout_of, recognise
 from sd35.checkpoints.tokens import audit_tokenizer

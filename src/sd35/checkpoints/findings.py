@@ -45,7 +45,7 @@ def finding_of(error: CheckpointError, file: str, root: Path | None = None) -> F
     An error without parts is all reason.
     """
     if not isinstance(error, BadFileError):
-        return Finding(file, f"is refused ({error})", AGAIN)
+        return Finding(file, f"is refused ({str(error).rstrip('.')})", AGAIN)
     finding = error.finding
     named = Path(finding.file)
     is_below = root is not None and named.is_relative_to(root)

@@ -1,6 +1,6 @@
 """A checkpoint as a folder in the layout of diffusers' `StableDiffusion3Pipeline`.
 
-`model_index.json` names the parts and their classes; each part is a subfolder. The table below is an
+`model_index.json` names the parts and their classes; each part is a subfolder. The table in `parts.py` is an
 allow-list: a folder that names another class is refused before any library sees it, and so is one that holds
 code or pickles (`tree.py`) or whose configs say what SD3.5's never do (`gates.py`). T5 may be absent, as
 in the original ("text_encoder_3": [null, null]); the pipeline then feeds zeros in its place.
@@ -13,6 +13,7 @@ from typing import Any
 
 from sd35.checkpoints.findings import bad_file, printable
 from sd35.checkpoints.gates import check_config, check_no_code, refuse_foreign_quantization
+from sd35.checkpoints.parts import PARTS, Part
 from sd35.checkpoints.reader import TensorReader, weight_files
 from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.strict_json import read_json
@@ -23,29 +24,6 @@ from sd35.errors import CheckpointError, MissingError
 PIPELINE_CLASS = "StableDiffusion3Pipeline"
 _LIBRARIES = ("diffusers", "transformers")
 _EMPTY_PARTS = ("image_encoder", "feature_extractor")  # IP-Adapter's, which no SD3.5 checkpoint fills
-
-
-@dataclass(frozen=True)
-class Part:
-    """One component: the classes it may have, its config file, and the stem of its weight files."""
-
-    classes: tuple[str, ...]
-    config: str
-    weights: str | None = None
-    optional: bool = False
-
-
-PARTS = {
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), "scheduler_config.json"),
-    "text_encoder": Part(("CLIPTextModelWithProjection",), "config.json", "model"),
-    "text_encoder_2": Part(("CLIPTextModelWithProjection",), "config.json", "model"),
-    "text_encoder_3": Part(("T5EncoderModel",), "config.json", "model", optional=True),
-    "tokenizer": Part(("CLIPTokenizer", "CLIPTokenizerFast"), "tokenizer_config.json"),
-    "tokenizer_2": Part(("CLIPTokenizer", "CLIPTokenizerFast"), "tokenizer_config.json"),
-    "tokenizer_3": Part(("T5Tokenizer", "T5TokenizerFast"), "tokenizer_config.json", optional=True),
-    "transformer": Part(("SD3Transformer2DModel",), "config.json", "diffusion_pytorch_model"),
-    "vae": Part(("AutoencoderKL",), "config.json", "diffusion_pytorch_model"),
-}
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@
 A format is recognised by what is in the header and never by a file's name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sd35.checkpoints.folder import open_folder
-from sd35.checkpoints.single_file import open_single_file, parts_held, read_part
+from sd35.checkpoints.original_parts import parts_held, read_part
+from sd35.checkpoints.single_file import open_single_file
 from sd35.checkpoints.source import TensorSource
 from sd35.errors import MissingError, RequestError
 
@@ -52,12 +54,17 @@ class Checkpoint(Protocol):
         ...
 
 
-def open_checkpoint(path: Path, components: Path | None = None) -> Checkpoint:
-    """Open a folder or a single file; `components` has what a single file lacks."""
+def open_checkpoint(
+    path: Path, components: Path | None = None, encoder_files: Sequence[Path] = ()
+) -> Checkpoint:
+    """Open a folder or a single file; `components` and `encoder_files` have what a single file lacks."""
     if path.is_file():
-        return open_single_file(path, components)
-    if components is not None:
-        raise RequestError(f"{path} is a whole checkpoint folder: components are for single files alone.")
+        return open_single_file(path, components, encoder_files)
+    if components is not None or encoder_files:
+        raise RequestError(
+            f"{path} is a whole checkpoint folder: components and text encoders are named for single files "
+            "alone."
+        )
     return open_folder(path)
 
 

@@ -3,6 +3,9 @@
 The manifest lists path, size and SHA-256 of every file, so damage shows later and two folders can be
 compared without reading them. A folder's *identity* is the SHA-256 of that list: it is what a picture
 records of the checkpoint that drew it. Folders from elsewhere have no manifest; theirs is computed.
+
+A single file has its manifest beside it, as `NAME.safetensors.sd35.json`. It can't be inside: the header
+would have to hold a hash of itself, or be left out of what is protected.
 """
 
 import hashlib
@@ -13,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sd35.checkpoints.strict_json import read_json
-from sd35.errors import CheckpointError
+from sd35.checkpoints.tree import walk
+from sd35.errors import CheckpointError, OutputError, RequestError
 
 FILE_NAME = "sd35.json"
 FORMAT = "sd35-checkpoint-1"
@@ -61,8 +65,8 @@ class Manifest:
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Every file below `folder` but the manifest itself, hashed two at a time."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    """Every file of the checkpoint in `folder` but the manifest itself, hashed two at a time."""
+    paths = sorted(path for path in walk(folder) if path.is_file() and path.name != FILE_NAME)
     with ThreadPoolExecutor(max_workers=2) as pool:
         records = pool.map(hash_file, paths)
         return {
@@ -70,28 +74,59 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
         }
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, None where it has none."""
-    if not (folder / FILE_NAME).is_file():
+def manifest_place(checkpoint: Path) -> Path:
+    """Where the manifest of a folder, or of a single file, lies."""
+    return checkpoint / FILE_NAME if checkpoint.is_dir() else beside(checkpoint)
+
+
+def beside(file: Path) -> Path:
+    """Where the manifest of a single file lies, whether the file is there yet or not."""
+    return file.with_name(f"{file.name}.{FILE_NAME}")
+
+
+def read_manifest(checkpoint: Path) -> Manifest | None:
+    """The manifest of a folder or a single file, None where it has none."""
+    place = manifest_place(checkpoint)
+    if not place.is_file():
         return None
-    content = read_json(folder / FILE_NAME)
+    content = read_json(place)
     if content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder / FILE_NAME} is not of the format {FORMAT}: quantize or fetch anew.")
+        raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
         files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
         return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / FILE_NAME} is damaged ({error}): quantize or fetch anew."
-        ) from error
+        raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `sd35.json` into the folder; equal manifests give equal bytes."""
+def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
+    """Write the manifest, whole, into the folder or beside the file; equal manifests give equal bytes."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
-    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    place = manifest_place(checkpoint)
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(place)
+
+
+def record(checkpoint: Path, tool: str) -> Manifest:
+    """Write the manifest of a folder or a single file that came without one: what it holds today.
+
+    RequestError if it has one, OutputError if it can't be written.
+    """
+    place = manifest_place(checkpoint)
+    if place.exists():
+        raise RequestError(f"{place} is there already, and is never overwritten: remove it to record anew.")
+    files = hash_files(checkpoint) if checkpoint.is_dir() else {checkpoint.name: hash_file(checkpoint)}
+    manifest = Manifest(files, tool=tool)
+    try:
+        write_manifest(checkpoint, manifest)
+    except OSError as error:
+        raise OutputError(
+            f"{place} can't be written ({error.strerror}): make its folder writable."
+        ) from error
+    return manifest
 
 
 def hash_file(path: Path) -> FileRecord:

@@ -53,7 +53,11 @@ def fresh_folder(destination: Path, room_needed: int, job: Job) -> Iterator[Path
 
 @contextmanager
 def fresh_file(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
-    """A path to write a file at; it becomes `destination` on success. A file that is there is whole."""
+    """A path to write a file at; it becomes `destination` on success. A file that is there is whole.
+
+    What is written beside it, such as its manifest, comes along, and gets there first: the file is never
+    without it.
+    """
     with _partial(destination, room_needed, job) as place:
         yield place
 
@@ -71,12 +75,17 @@ def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
             _check_room(partial, room_needed)
             yield partial / destination.name
             _refuse_existing(destination)
-            (partial / destination.name).rename(destination)
+            _move(partial, destination)
     except OSError as error:
         raise OutputError(
             f"{destination} can't be written ({error.strerror or error}): free the disk and go on with "
             "--resume, or choose another place."
         ) from error
+
+
+def _move(partial: Path, destination: Path) -> None:
+    for path in sorted(_remains(partial), key=lambda path: path.name == destination.name):
+        path.replace(destination.with_name(path.name))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 | record | where | what it says |
 |---|---|---|
-| manifest | `sd35.json` | size and SHA-256 of every file |
+| manifest | `sd35.json`, `<file>.sd35.json` | size and SHA-256 of every file |
 | checksum list | `SHA256SUMS` | SHA-256 by name, as sha256sum writes it |
 | hub folder | `.cache/huggingface/download/<path>.metadata` | SHA-256 of large files, git's hash of others |
 | hub cache | `snapshots/<revision>/<path>` -> `blobs/<etag>` | the same, as the name of the blob |
@@ -16,13 +16,13 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd35.checkpoints.files import hub_blobs, open_regular
-from sd35.checkpoints.findings import Finding, finding_of, printable
-from sd35.checkpoints.manifest import FILE_NAME, read_manifest
+from sd35.checkpoints.findings import Finding, bad_file, finding_of, printable
+from sd35.checkpoints.manifest import FILE_NAME, beside, read_manifest
 from sd35.checkpoints.sniff import Pointer, read_pointer
 from sd35.errors import CheckpointError
 
@@ -69,11 +69,37 @@ def read_records(root: Path) -> Records:
     """Everything that is written down about the files below `root`."""
     records = Records()
     for read in (_manifest, _checksums, _hub_folder, _hub_cache, _git):
-        try:
-            read(root, records)
-        except CheckpointError as error:
-            records.findings.append(finding_of(error, read.__name__.strip("_").replace("_", " ")))
+        _add(read, root, records)
     return records
+
+
+def read_records_of(file: Path) -> Records:
+    """What is written down about a lone file: beside it, in its folder, in the one above it."""
+    records = Records()
+    _add(_manifest_beside, file, records)
+    for root in (file.parent, file.parent.parent):
+        known = read_records(root)
+        records.notes += known.notes
+        records.files[file.name] += known.files.get(file.relative_to(root).as_posix(), [])
+    return records
+
+
+def _add(read: Callable[[Path, Records], None], place: Path, records: Records) -> None:
+    try:
+        read(place, records)
+    except CheckpointError as error:
+        records.findings.append(finding_of(error, read.__name__.strip("_").replace("_", " ")))
+
+
+def _manifest_beside(file: Path, records: Records) -> None:
+    manifest = read_manifest(file)
+    if manifest is None:
+        return
+    place = beside(file)
+    if len(manifest.files) != 1:
+        raise bad_file(place, f"lists {len(manifest.files)} files, and belongs to one", "convert anew")
+    (record,) = manifest.files.values()  # whatever the file was called when it was written
+    records.files[file.name].append(Expected(place.name, record.sha256, record.size))
 
 
 def _manifest(root: Path, records: Records) -> None:

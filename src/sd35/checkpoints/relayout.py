@@ -23,7 +23,7 @@ from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, Scheme
 
 _KINDS = ("", ".weight", ".bias", ".weight_scale")
-_NOT_WEIGHTS = re.compile(r"(logit_scale|.*position_ids)$")  # ComfyUI saves these with the encoders
+NOT_WEIGHTS = re.compile(r"(logit_scale|.*position_ids)$")  # ComfyUI saves these with the encoders
 
 
 @dataclass
@@ -41,7 +41,7 @@ def to_diffusers(part: str, original: Layout) -> Layout:
         return _transformer_to_diffusers(original)
     if part == "vae":
         return Layout(_vae(original.tensors, vae_to_diffusers, "decoder.up."))
-    tensors = {name: lazy for name, lazy in original.tensors.items() if not _NOT_WEIGHTS.match(name)}
+    tensors = {name: lazy for name, lazy in original.tensors.items() if not NOT_WEIGHTS.match(name)}
     if part == "text_encoder_3" and all(name in tensors for name in SHARED_T5):
         del tensors[SHARED_T5[1]]  # the same table twice
     return Layout(tensors, original.schemes, original.input_scales)

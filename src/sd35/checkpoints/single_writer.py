@@ -21,9 +21,9 @@ import torch
 from sd35.checkpoints.fp8_files import HINT, MARKER
 from sd35.checkpoints.keys import PREFIXES
 from sd35.checkpoints.lazy import Tensors, given, reshaped
+from sd35.checkpoints.original_parts import PROJECTION_KEY
 from sd35.checkpoints.relayout import Layout
 from sd35.checkpoints.schemes import METADATA_KEY, entry_of
-from sd35.checkpoints.single_file import PROJECTION_KEY
 from sd35.checkpoints.writer import write_safetensors
 from sd35.fp8 import TORCH_DTYPES, Scheme
 

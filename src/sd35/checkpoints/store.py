@@ -76,7 +76,7 @@ def identity(*places: Path) -> str:
     if len(places) > 1:
         return hashlib.sha256("".join(map(identity, places)).encode()).hexdigest()
     place = places[0]
-    manifest = read_manifest(place)
+    manifest = read_manifest(place) if place.is_dir() else None
     if manifest is not None:
         return manifest.identity
     note = home() / "identities" / stamp(place)

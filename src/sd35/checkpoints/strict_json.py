@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from sd35.checkpoints.files import open_regular
 from sd35.checkpoints.findings import bad_file, printable
 from sd35.checkpoints.sniff import sniff_bytes
-from sd35.errors import CheckpointError
 
 LARGEST_FILE = 8 << 20
 DEEPEST = 32
@@ -43,9 +42,7 @@ def read_json(path: Path, largest: int = LARGEST_FILE) -> dict[str, Any]:
         with open_regular(path) as file:
             data = file.read(largest + 1)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is missing: this is no complete SD3.5 folder, so fetch or copy it again."
-        ) from error
+        raise bad_file(path, "is missing, so this is no complete SD3.5 folder") from error
     try:
         return parse_object(data, largest)
     except ValueError as error:

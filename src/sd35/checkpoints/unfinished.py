@@ -8,6 +8,7 @@ bytes the file is synced first and its length noted second, and only noted bytes
 is appended to, never rewritten: a line that was cut off has no line end and does not count.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import BinaryIO
 
 STEP = 256 << 20  # bytes between two syncs: what a kill can cost
 _BLOCK = 1 << 20
+# Another file system, one without hard links, a file that has too many, one that is another user's.
+_NO_LINKS = {errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.EPERM}
 
 
 class Unfinished:
@@ -74,6 +77,22 @@ def copy_whole(source: Path, folder: Path) -> None:
         shutil.copyfileobj(content, file, _BLOCK)
         _sync(file)
     copy.replace(place)
+
+
+def link_or_copy(source: Path, folder: Path) -> None:
+    """Give a file another name in a folder, without its bytes; a copy where the file system can't do that.
+
+    Both names are one file from then on: whoever writes into one changes the other.
+    """
+    place = folder / source.name
+    if place.exists():
+        return
+    try:
+        os.link(source, place)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy_whole(source, folder)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -12,23 +12,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from sd35.checkpoints.audit import FolderAudit, compare_tensors
+from sd35.checkpoints.encoder_files import as_in_the_table, check_scales
 from sd35.checkpoints.files import refuse_special
 from sd35.checkpoints.findings import AGAIN, Finding, finding_of, shown_path, some_of
 from sd35.checkpoints.fp8_audit import audit_fp8, view
 from sd35.checkpoints.header import Header, read_header
 from sd35.checkpoints.manifest import FILE_NAME
+from sd35.checkpoints.original_parts import parts_in, read_part
 from sd35.checkpoints.reader import TensorReader
-from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records
+from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records, read_records_of
 from sd35.checkpoints.scan import Scan, scan
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.sizes import Recognised, inferred_size, layout_of, recognise
 from sd35.checkpoints.sniff import sniff, zero_tail
-from sd35.checkpoints.tree import tree_findings, walk
+from sd35.checkpoints.tree import MOST_FILES, tree_findings, walk
 from sd35.errors import CheckpointError, MissingError
 
 Progress = Callable[[int, int], None]  # bytes done, of how many
@@ -83,7 +85,9 @@ def _verify_folder(root: Path, progress: Progress | None) -> VerifyReport:
     report.findings += tree_findings(root)
     refused = {finding.file for finding in report.findings}
     known = read_records(root)
-    paths = {path.relative_to(root).as_posix(): path for path in walk(root)}
+    paths = {path.relative_to(root).as_posix(): path for path in islice(walk(root), MOST_FILES + 1)}
+    if len(paths) > MOST_FILES:  # a finding says so; what nobody has looked at is not opened
+        return report
     present = {name: path for name, path in paths.items() if shown_path(name) not in refused}
     _add_records(report, known, set(present))
     report.findings += _missing_and_unknown(known, set(paths))
@@ -97,22 +101,12 @@ def _verify_folder(root: Path, progress: Progress | None) -> VerifyReport:
 def _verify_file(path: Path, progress: Progress | None) -> VerifyReport:
     report = VerifyReport(shown_path(path), "file")
     refuse_special(path)
-    known = _records_of(path)
+    known = read_records_of(path)
     _add_records(report, known, {path.name})
     _scan_all(report, {path.name: path}, known, progress)
     if not report.findings or path.suffix == ".safetensors":
         report.findings += _audit_file(path, report)
     return report
-
-
-def _records_of(path: Path) -> Records:
-    """What the file's own folder, and the one above for a component's file, have written down about it."""
-    found = Records()
-    for root in (path.parent, path.parent.parent):
-        known = read_records(root)
-        found.notes += known.notes
-        found.files[path.name] += known.files.get(path.relative_to(root).as_posix(), [])
-    return found
 
 
 def _add_records(report: VerifyReport, known: Records, present: set[str]) -> None:
@@ -226,7 +220,8 @@ def _audit_file(path: Path, report: VerifyReport) -> Iterator[Finding]:
     try:
         with TensorReader([path]) as reader:
             yield from (Finding(name, reason, AGAIN) for reason in audit_fp8(reader, is_folder=False))
-            specs = view(reader).weights
+            specs = as_in_the_table(view(reader).weights)
+            check_scales(reader)
     except CheckpointError as error:
         yield finding_of(error, name)
         return
@@ -243,7 +238,7 @@ def _audit_file(path: Path, report: VerifyReport) -> Iterator[Finding]:
 def _audit_original(path: Path, report: VerifyReport) -> Iterator[Finding]:
     """A single file with the original names: each part that it holds, seen under diffusers' names."""
     try:
-        for part, prefix in parts_held(path).items():
+        for part, prefix in parts_in(path).items():
             with read_part(path, part, prefix) as source:
                 specs = {name: spec for name, spec in source.specs.items() if not name.endswith("_scale")}
             if part == "transformer":

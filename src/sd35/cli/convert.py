@@ -5,6 +5,7 @@ would be rounded anew and stops, unless --requantize accepts it.
 """
 
 import argparse
+from pathlib import Path
 
 from sd35.cli.console import megabytes, print_json
 
@@ -38,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
     parser.add_argument(
+        "--text-encoders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
+        "which is which is seen from their contents",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on from what an interrupted run of the same command left; without it, that is removed",
@@ -59,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         requantize=arguments.requantize,
         with_encoders=arguments.with_encoders,
         components=locate(arguments.components) if arguments.components else None,
+        encoder_files=[Path(name) for name in arguments.text_encoders],
         resume=arguments.resume,
     )
     if arguments.json:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd35.checkpoints.findings import some_of
 from sd35.cli.console import CountBar, megabytes, print_json
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="this file instead of the diffusers folder; may be given again")  # fmt: skip
     parser.add_argument("--via", choices=("hub", "git", "folder"), help="default: by the source's form")
     parser.add_argument("--endpoint", help="the hub's address or a mirror's; default: HF_ENDPOINT")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="remove files in the folder that are under a name that is fetched and are something else",
+    )
     parser.add_argument("--jobs", type=int, default=4, help="files at once (default: 4)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
@@ -43,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
             via=arguments.via,
             endpoint=arguments.endpoint,
             files=tuple(arguments.files),
+            may_replace=arguments.replace,
             jobs=arguments.jobs,
             show=bar.show,
         )
@@ -59,6 +66,7 @@ def _print_json(report: "FetchReport") -> None:
             "bytes": sum(record.size for record in files.values()),
             "fetched_files": report.brought,
             "fetched_bytes": report.brought_bytes,
+            "strangers": report.strangers,
             "origin": asdict(report.manifest.origin) if report.manifest.origin else None,
             "checkpoint_sha256": report.manifest.identity,
         }
@@ -68,7 +76,11 @@ def _print_json(report: "FetchReport") -> None:
 def _print(report: "FetchReport") -> None:
     files, origin = report.manifest.files, report.manifest.origin
     size = megabytes(sum(record.size for record in files.values()))
+    kept = len(files) - report.brought
     done = f"{report.brought} fetched and verified" if report.brought else "complete already, nothing to do"
-    print(f"{report.path}   {len(files)} files, {size}: {done}")
+    and_kept = f", {kept} were here and are right" if report.brought and kept else ""
+    print(f"{report.path}   {len(files)} files, {size}: {done}{and_kept}")
     if origin is not None:
         print(f"from {origin.place}" + (f" at commit {origin.commit}" if origin.commit else ""))
+    if report.strangers:
+        print(f"left alone, and no part of it: {some_of(report.strangers, most=8)}")

@@ -7,6 +7,7 @@ into SD35_HOME, when FP8 is asked for. The output's place is tried before any we
 import argparse
 import time
 from dataclasses import fields
+from pathlib import Path
 
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
@@ -21,6 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
+    )
+    parser.add_argument(
+        "--text-encoders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
+        "which is which is seen from their contents",
     )
     parser.add_argument(
         "--precision", choices=("fp8", "bf16"), default="fp8", help="of the transformer's weights"
@@ -67,7 +77,12 @@ def run(arguments: argparse.Namespace) -> None:
     imported = time.perf_counter()
     config = RuntimeConfig(device=arguments.device)
     pipeline = load(
-        arguments.checkpoint, arguments.precision, config, arguments.variant, arguments.components
+        arguments.checkpoint,
+        arguments.precision,
+        config,
+        arguments.variant,
+        arguments.components,
+        [Path(name) for name in arguments.text_encoders],
     )
     loaded = time.perf_counter()
     with CountBar("denoise", " steps", hidden=arguments.json) as bar:

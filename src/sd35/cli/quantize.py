@@ -46,6 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
     )
     parser.add_argument(
+        "--text-encoders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
+        "which is which is seen from their contents",
+    )
+    parser.add_argument(
         "--layers",
         action="append",
         default=[],
@@ -54,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "may be given again, and the first that fits decides",
     )
     parser.add_argument("--t5", action="store_true", help="quantize the T5 text encoder too (storage only)")
+    parser.add_argument(
+        "--link",
+        action="store_true",
+        help="hard-link the weights that stay 16-bit, where the disk can: they take no room, and whoever "
+        "writes into one of the two files changes both",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -102,9 +117,18 @@ def run(arguments: argparse.Namespace) -> None:
         outliers=arguments.outliers,
     )
     components = locate(arguments.components) if arguments.components else None
-    inputs, grams = _calibrate(arguments, components)
+    encoder_files = [Path(name) for name in arguments.text_encoders]
+    inputs, grams = _calibrate(arguments, components, encoder_files)
     report = quantize(
-        arguments.source, arguments.destination, recipe, components, inputs, grams, resume=arguments.resume
+        arguments.source,
+        arguments.destination,
+        recipe,
+        components,
+        inputs,
+        grams,
+        resume=arguments.resume,
+        encoder_files=encoder_files,
+        link_below=Path("/") if arguments.link else None,
     )
     if arguments.json:
         spared = [outlier.as_dict() for outlier in report.outliers]
@@ -115,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _calibrate(
-    arguments: argparse.Namespace, components: Path | None
+    arguments: argparse.Namespace, components: Path | None, encoder_files: list[Path]
 ) -> "tuple[dict[str, LayerInputs], Grams | None]":
     """Where the recipe asks for it, draw with the 16-bit source and watch the layers' inputs."""
     from sd35.config import RuntimeConfig
@@ -129,7 +153,8 @@ def _calibrate(
     if arguments.gram_memory <= 0:
         raise RequestError("--gram-memory is a size in GB: give more than 0.")
     prompts = read_prompts(arguments.prompts, arguments.n)
-    pipeline = load_pipeline(arguments.source, RuntimeConfig(device=arguments.device), components=components)
+    config = RuntimeConfig(device=arguments.device)
+    pipeline = load_pipeline(arguments.source, config, None, components, encoder_files)
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
     inputs = calibrate(pipeline, requests, arguments.percentile)
     is_learned = arguments.rounding == "learned"

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd35 import __version__
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.errors import CheckpointError
 
@@ -15,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 verify`."""
     parser.add_argument("path", help="a checkpoint folder, a .safetensors file, or a name such as demo")
     parser.add_argument("--fix", action="store_true", help="fetch the damaged files again, and only those")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="if it is sound and has no manifest, write one (size and SHA-256 of each file): later damage "
+        "anywhere is then found",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
@@ -34,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not report.sound:
         count = len(report.findings)
         raise CheckpointError(f"{report.path} is not sound: {count} finding{'s' * (count > 1)}.")
+    if arguments.record:
+        _record(path, hidden=arguments.json)
 
 
 def _look(path: Path, arguments: argparse.Namespace) -> "VerifyReport":
@@ -47,19 +56,28 @@ def _look(path: Path, arguments: argparse.Namespace) -> "VerifyReport":
 
 
 def _fetch_again(path: Path, report: "VerifyReport", *, hidden: bool) -> None:
-    """Bring the damaged files again, from where the folder's manifest says they came from."""
+    """Bring the damaged files again, from where the manifest of the folder says they came from."""
     from sd35.checkpoints.fetch.fetch import refetch
-    from sd35.checkpoints.manifest import read_manifest
+    from sd35.checkpoints.manifest import FILE_NAME, read_manifest
 
-    manifest = read_manifest(path) if path.is_dir() else None
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
     recorded = [name for name in report.damaged if manifest is not None and name in manifest.files]
     if not recorded:
         raise CheckpointError(
-            f"{path} can't be mended: sd35.json lists none of what is wrong with it; fetch it anew with "
-            "sd35 fetch."
+            f"{path} can't be mended: {folder / FILE_NAME} lists none of what is wrong with it; fetch it "
+            "anew with sd35 fetch, or make it anew if quantize or convert made it."
         )
     with CountBar("fetch", "B", hidden=hidden, is_scaled=True) as bar:
-        refetch(path, recorded, show=bar.show)
+        refetch(folder, recorded, show=bar.show)
+
+
+def _record(path: Path, *, hidden: bool) -> None:
+    from sd35.checkpoints.manifest import manifest_place, record
+
+    manifest = record(path, f"sd35-fp8 {__version__}")
+    if not hidden:
+        print(f"recorded   {len(manifest.files)} files in {manifest_place(path)}")
 
 
 def _print(report: "VerifyReport") -> None:

@@ -10,7 +10,7 @@ values. `sd35.json` keeps them beside the recipe, each with its figure and what 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sd35 import __version__
-from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.lazy import given
 from sd35.checkpoints.placing import Job, fresh_folder
 from sd35.checkpoints.relayout import Layout
@@ -28,7 +28,7 @@ from sd35.checkpoints.store import locate, stamp
 from sd35.errors import CheckpointError, RequestError
 from sd35.fp8 import Scheme, scale_from_amax
 from sd35.quantization.calibrate import LayerInputs
-from sd35.quantization.folders import room_needed, write_folder
+from sd35.quantization.folders import may_link, room_needed, write_folder
 from sd35.quantization.grams import Grams
 from sd35.quantization.lazily import Rounder, quantized, to_nearest
 from sd35.quantization.outliers import Outlier, find_outliers, refuse, spared
@@ -58,31 +58,42 @@ def quantize(
     grams: Grams | None = None,
     *,
     resume: bool = False,
+    encoder_files: Sequence[Path] = (),
+    link_below: Path | None = None,
 ) -> QuantizationReport:
     """Write the FP8 folder `destination` from the 16-bit checkpoint `source` (a path, or `demo`).
 
     A recipe with static activations needs `inputs`, which `calibrate` finds, and one with learned rounding
     needs `grams`. `resume` goes on from what an interrupted run of the same source and recipe left; the
-    result is the same to the byte. CheckpointError if the source is incomplete, FP8 already, or has outliers
-    that the recipe refuses; OutputError if the destination exists or can't be written.
+    result is the same to the byte. Weights that stay 16-bit are copied, and hard-linked if they lie below
+    `link_below`. CheckpointError if the source is incomplete, FP8 already, or has outliers that the recipe
+    refuses; OutputError if the destination exists or can't be written.
     """
     path, work = locate(source), _Quantizer(recipe or Recipe(), inputs or {}, grams)
-    checkpoint = open_checkpoint(path, components)
-    job = Job(job_facts("quantize", path, components, **work.facts()), resume)
-    with fresh_folder(Path(destination), room_needed(checkpoint), job) as place:
-        layers = write_folder(checkpoint, place, work.rewrite, work.record)
+    checkpoint = open_checkpoint(path, components, encoder_files)
+    beside = [*([components] if components else []), *encoder_files]
+    job = Job(job_facts("quantize", path, beside, **work.facts()), resume)
+    room = room_needed(checkpoint, _linked(checkpoint, work.recipe, link_below))
+    with fresh_folder(Path(destination), room, job) as place:
+        layers = write_folder(checkpoint, place, work.rewrite, work.record, link_below)
     return QuantizationReport(
         Path(destination), layers, room_needed(checkpoint), weight_bytes(Path(destination)), work.outliers
     )
 
 
-def job_facts(task: str, source: Path, components: Path | None, **choices: Any) -> dict[str, Any]:
+def _linked(checkpoint: Checkpoint, recipe: Recipe, link_below: Path | None) -> list[str]:
+    """The parts that will take no room."""
+    unchanged = [part for part in checkpoint.parts if recipe.leaves(part)]
+    return [part for part in unchanged if all(may_link(path, link_below) for path in checkpoint.files(part))]
+
+
+def job_facts(task: str, source: Path, beside: Sequence[Path], **choices: Any) -> dict[str, Any]:
     """All that an output depends on; sources by path, size and time of change, as hashing takes minutes."""
     return {
         "tool": f"sd35-fp8 {__version__}",
         "task": task,
         "source": stamp(source),
-        "components": stamp(components) if components else None,
+        "beside": [stamp(place) for place in beside],
         **choices,
     }
 

@@ -6,12 +6,12 @@ to load it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sd35 import __version__
-from sd35.checkpoints.folder import PARTS
 from sd35.checkpoints.formats import Checkpoint
 from sd35.checkpoints.gates import QUANT_METHOD
 from sd35.checkpoints.manifest import (
@@ -22,10 +22,11 @@ from sd35.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from sd35.checkpoints.parts import PARTS
 from sd35.checkpoints.relayout import Layout
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes
 from sd35.checkpoints.source import TensorSource
-from sd35.checkpoints.unfinished import copy_whole
+from sd35.checkpoints.unfinished import copy_whole, link_or_copy
 from sd35.checkpoints.writer import write_safetensors
 
 _COPIED = (".json", ".txt", ".model")  # never code, never pickles
@@ -36,42 +37,60 @@ Rewrite = Callable[[str, TensorSource], Layout | None]
 
 
 def write_folder(
-    checkpoint: Checkpoint, place: Path, rewrite: Rewrite, recipe: Callable[[], dict[str, Any] | None]
+    checkpoint: Checkpoint,
+    place: Path,
+    rewrite: Rewrite,
+    recipe: Callable[[], dict[str, Any] | None],
+    link_below: Path | None = None,
 ) -> int:
     """Fill the folder `place`, manifest included; the number of its layers in FP8.
 
     `recipe` is asked in the end, for what the manifest is to say of it.
 
     Files that an earlier run has finished in `place` are kept: `placing.py` sees to it that they are ours.
+    Weights that stay as they are become hard links if they lie below `link_below`.
     """
-    layers = sum(_write_part(checkpoint, part, place / part, rewrite) for part in checkpoint.parts)
+    write = partial(_write_part, checkpoint, rewrite=rewrite, link_below=link_below)
+    layers = sum(write(part, place / part) for part in checkpoint.parts)
     copy_whole(checkpoint.folder("transformer").parent / "model_index.json", place)
-    known = read_manifest(checkpoint.path)
-    manifest = Manifest(
-        files=hash_files(place),
-        variant=known.variant if known else None,
-        tool=f"sd35-fp8 {__version__}",
-        recipe=recipe(),
-        source=source_records(checkpoint),
-    )
-    write_manifest(place, manifest)
+    write_manifest(place, made_of(checkpoint.path, hash_files(place), recipe()))
     return layers
 
 
-def source_records(checkpoint: Checkpoint) -> dict[str, FileRecord]:
-    """Size and hash of every file that a checkpoint is read from."""
-    if checkpoint.path.is_file():
-        return {checkpoint.path.name: hash_file(checkpoint.path)}
-    return hash_files(checkpoint.path)
+def made_of(source: Path, files: dict[str, FileRecord], recipe: dict[str, Any] | None) -> Manifest:
+    """The manifest of what was made of `source`, a folder or a file."""
+    known = read_manifest(source)
+    return Manifest(
+        files=files,
+        variant=known.variant if known else None,
+        tool=f"sd35-fp8 {__version__}",
+        recipe=recipe,
+        source=source_records(source),
+    )
 
 
-def room_needed(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights that the parts have now: a bound for what is written, unless it grows."""
-    files = {path for part in checkpoint.parts for path in checkpoint.files(part)}
+def source_records(path: Path) -> dict[str, FileRecord]:
+    """Size and hash of the file, or of every file of the folder, that a checkpoint is read from."""
+    return {path.name: hash_file(path)} if path.is_file() else hash_files(path)
+
+
+def room_needed(checkpoint: Checkpoint, linked: Collection[str] = ()) -> int:
+    """Bytes of the weights that the parts have now: a bound for what is written, unless it grows.
+
+    Parts in `linked` take no room.
+    """
+    files = {path for part in checkpoint.parts if part not in linked for path in checkpoint.files(part)}
     return sum(path.stat().st_size for path in files)
 
 
-def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite) -> int:
+def may_link(path: Path, below: Path | None) -> bool:
+    """Whether a file is a regular one of that folder; a link's own target may lie anywhere."""
+    return below is not None and not path.is_symlink() and path.resolve().is_relative_to(below.resolve())
+
+
+def _write_part(
+    checkpoint: Checkpoint, part: str, place: Path, *, rewrite: Rewrite, link_below: Path | None
+) -> int:
     place.mkdir(exist_ok=True)
     stem, own = PARTS[part].weights, checkpoint.folder(part)
     for path in sorted(own.iterdir()):
@@ -83,7 +102,7 @@ def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite
         source.stream()
         layout = rewrite(part, source)
         if layout is None and source.format == "folder" and source.paths[0].parent == own:
-            _copy_weights(own, source.paths, place)
+            _take_weights(own, source.paths, place, link_below)
             return len(source.schemes)
         layout = layout or Layout(source.tensors, dict(source.schemes), dict(source.input_scales))
         if not (weights := place / f"{stem}.safetensors").exists():
@@ -92,8 +111,13 @@ def _write_part(checkpoint: Checkpoint, part: str, place: Path, rewrite: Rewrite
     return len(layout.schemes)
 
 
-def _copy_weights(own: Path, weights: list[Path], place: Path) -> None:
-    for path in [*weights, *own.glob("*.safetensors.index.json")]:
+def _take_weights(own: Path, weights: list[Path], place: Path, link_below: Path | None) -> None:
+    for path in weights:
+        if may_link(path, link_below):
+            link_or_copy(path, place)
+        else:
+            copy_whole(path, place)
+    for path in own.glob("*.safetensors.index.json"):
         copy_whole(path, place)
 
 

@@ -5,12 +5,13 @@ folder gets it quantized once, by the default recipe, into a folder under SD35_H
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
-from sd35.checkpoints.store import derived, locate
+from sd35.checkpoints.store import derived, home, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, RequestError
 from sd35.quantization.convert import quantize
@@ -30,46 +31,58 @@ def load(
     config: RuntimeConfig | None = None,
     variant: str | None = None,
     components: str | Path | None = None,
+    encoder_files: Sequence[Path] = (),
 ) -> Pipeline:
     """Load a checkpoint (a path, or a name such as `demo`) in FP8 or bf16.
 
     `variant` names whose settings to use where the weights can't tell (`large-turbo`); `components` is the
-    folder with the configs, tokenizers and encoders that a single file lacks. A bf16 pipeline computes in
-    float32 where the config says so.
+    folder with the configs, tokenizers and encoders that a single file lacks; `encoder_files` are text
+    encoders in files of their own (clip_l, clip_g, t5xxl), which are told apart by their contents. A bf16
+    pipeline computes in float32 where the config says so.
     """
     beside = locate(components) if components else None
-    place = ready(checkpoint, precision, beside)
+    place = ready(checkpoint, precision, beside, encoder_files)
     known = variant_named(variant) if variant else None
-    return load_pipeline(place, config, known, beside if place.is_file() else None)
+    if place.is_dir():  # a folder, or one that was made of all of these
+        return load_pipeline(place, config, known)
+    return load_pipeline(place, config, known, beside, encoder_files)
 
 
-def ready(checkpoint: str | Path, precision: Precision, components: Path | None = None) -> Path:
+def ready(
+    checkpoint: str | Path,
+    precision: Precision,
+    components: Path | None = None,
+    encoder_files: Sequence[Path] = (),
+) -> Path:
     """The folder or single file that holds this checkpoint in this precision."""
     if precision not in get_args(Precision):
         raise RequestError(
             f"precision can't be {precision!r}: choose one of {', '.join(get_args(Precision))}."
         )
     place = locate(checkpoint)
-    if is_fp8(place, components):
+    if is_fp8(place, components, encoder_files):
         if precision == "bf16":
             raise CheckpointError(
                 f"{place} is FP8, and what it lost can't come back: give the 16-bit folder or file."
             )
         return place
-    return place if precision == "bf16" else _quantized_once(place, components)
+    return place if precision == "bf16" else _quantized_once(place, components, encoder_files)
 
 
-def is_fp8(path: Path, components: Path | None = None) -> bool:
+def is_fp8(path: Path, components: Path | None = None, encoder_files: Sequence[Path] = ()) -> bool:
     """Whether the transformer at this path has FP8 layers."""
-    with open_checkpoint(path, components).tensors("transformer") as source:
+    with open_checkpoint(path, components, encoder_files).tensors("transformer") as source:
         return bool(source.schemes)
 
 
-def _quantized_once(source: Path, components: Path | None) -> Path:
+def _quantized_once(source: Path, components: Path | None, encoder_files: Sequence[Path]) -> Path:
     recipe = Recipe()
-    identity = identity_of(open_checkpoint(source, components))
+    identity = identity_of(open_checkpoint(source, components, encoder_files))
     place = derived(identity, f"{recipe.name}-{__version__}")
     if not place.exists():
         log.info("quantizing %s to FP8, once, into %s", source, place)
-        quantize(source, place, recipe, components, resume=True)
+        # Both folders are ours then: encoders and VAE, 11 GB of Large, need not be there twice.
+        quantize(
+            source, place, recipe, components, resume=True, encoder_files=encoder_files, link_below=home()
+        )
     return place

@@ -118,6 +118,12 @@ class Recipe:
         _check_fused({name.removesuffix(".weight") for name in shapes}, schemes)
         return schemes
 
+    def leaves(self, part: str) -> bool:
+        """Whether this part stays 16-bit, whatever layers it has."""
+        if part == "text_encoder_3":
+            return self.t5 is None and not self.rules
+        return part != "transformer"
+
     def as_dict(self) -> dict[str, Any]:
         """For the manifest, as JSON gives it back."""
         return {**asdict(self), "rules": [asdict(rule) for rule in self.rules]}

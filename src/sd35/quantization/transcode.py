@@ -12,7 +12,7 @@ sentence; `requantize` accepts it. Values are then restored in float32 and quant
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,22 +20,24 @@ from typing import Literal, get_args
 
 import torch
 
-from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.keys import PREFIXES, transformer_moves
+from sd35.checkpoints.manifest import hash_file, write_manifest
+from sd35.checkpoints.original_parts import parts_held, read_part
 from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.checkpoints.relayout import Layout, depth, to_original
-from sd35.checkpoints.single_file import parts_held, read_part
 from sd35.checkpoints.single_writer import Spelling, write_single_file
 from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate
 from sd35.errors import RequestError
 from sd35.fp8 import Granularity, Scheme
 from sd35.quantization.convert import job_facts, weight_bytes
-from sd35.quantization.folders import room_needed, write_folder
+from sd35.quantization.folders import made_of, room_needed, write_folder
 from sd35.quantization.lazily import one_value_a_row, quantized, restored
 from sd35.quantization.recipe import Recipe
 
 Target = Literal["folder", "16bit", "16bit-file", "comfy", "comfy-legacy", "rowwise"]
+Opener = Callable[[], TensorSource]
 _IN_FOLDERS = ("folder", "16bit")
 _ALWAYS = ("transformer", "vae")
 _SIXTEEN_BIT = "16-bit weights, where the format is FP8"
@@ -75,6 +77,7 @@ def convert(
     requantize: bool = False,
     with_encoders: bool = False,
     components: Path | None = None,
+    encoder_files: Sequence[Path] = (),
     resume: bool = False,
 ) -> ConversionReport:
     """Write `source` (a folder, a single file or a name) at `destination` in the format `target`.
@@ -86,17 +89,21 @@ def convert(
     if target not in get_args(Target):
         raise RequestError(f"There is no format {target!r}: choose one of {', '.join(get_args(Target))}.")
     path, place = locate(source), Path(destination)
-    facts = job_facts("convert", path, components, target=target, with_encoders=with_encoders)
+    beside = [*([components] if components else []), *encoder_files]
+    facts = job_facts("convert", path, beside, target=target, with_encoders=with_encoders)
     job = Job({**facts, "recipe": Recipe().as_dict()}, resume)
+    open_whole = partial(open_checkpoint, path, components, encoder_files)
     if target in _IN_FOLDERS:
-        return _to_folder(path, place, target, components, job)
-    return _to_file(path, place, target, requantize, with_encoders, components, job)  # type: ignore[arg-type]
+        if place.suffix == ".safetensors":
+            raise RequestError(f"{target} is a folder: {place} must not end in .safetensors.")
+        return _to_folder(open_whole(), place, target, job)
+    if encoder_files and not with_encoders:
+        raise RequestError("Text encoders are named, and none goes into the file: add --with-encoders.")
+    openers = _openers(path, with_encoders, open_whole)
+    return _to_file(path, place, target, requantize, openers, job)  # type: ignore[arg-type]
 
 
-def _to_folder(
-    path: Path, place: Path, target: Target, components: Path | None, job: Job
-) -> ConversionReport:
-    checkpoint = open_checkpoint(path, components)
+def _to_folder(checkpoint: Checkpoint, place: Path, target: Target, job: Job) -> ConversionReport:
     notes: list[str] = []
     before = room_needed(checkpoint)
     rewrite = partial(_in_a_folder, target, notes)
@@ -118,13 +125,11 @@ def _to_file(
     place: Path,
     target: Spelling,
     requantize: bool,
-    with_encoders: bool,
-    components: Path | None,
+    openers: dict[str, Opener],
     job: Job,
 ) -> ConversionReport:
     if place.suffix != ".safetensors":
         raise RequestError(f"{target} is a single file: {place} has to end in .safetensors.")
-    openers = _openers(path, with_encoders, components)
     sources = {part: opener() for part, opener in openers.items()}
     try:
         for source in sources.values():
@@ -136,6 +141,7 @@ def _to_file(
         with fresh_file(place, sum(plan.num_bytes for plan in plans.values()), job) as fresh:
             if not fresh.exists():
                 write_single_file(fresh, {part: plan.layout for part, plan in plans.items()}, target)
+            _write_manifest(path, fresh, job)
     finally:
         for source in sources.values():
             source.close()
@@ -149,14 +155,18 @@ def _to_file(
     )
 
 
-def _openers(
-    path: Path, with_encoders: bool, components: Path | None
-) -> dict[str, Callable[[], TensorSource]]:
+def _write_manifest(path: Path, file: Path, job: Job) -> None:
+    """Beside the file: its hash, and those of what it was made from."""
+    choices = {key: job.facts[key] for key in ("target", "with_encoders", "recipe")}
+    write_manifest(file, made_of(path, {file.name: hash_file(file)}, choices))
+
+
+def _openers(path: Path, with_encoders: bool, open_whole: Callable[[], Checkpoint]) -> dict[str, Opener]:
     """How to open each part that goes into the file: a file keeps its parts and needs no components."""
     if path.is_file() and not with_encoders:
         held = parts_held(path)
         return {part: partial(read_part, path, part, prefix) for part, prefix in held.items()}
-    checkpoint = open_checkpoint(path, components)
+    checkpoint = open_whole()
     wanted = [part for part in PREFIXES if part in checkpoint.parts and (with_encoders or part in _ALWAYS)]
     return {part: partial(checkpoint.tensors, part) for part in wanted}
 

@@ -6,6 +6,7 @@ files declare: loading quantizes nothing.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,12 +38,14 @@ def load_pipeline(
     config: RuntimeConfig | None = None,
     variant: Variant | None = None,
     components: Path | None = None,
+    encoder_files: Sequence[Path] = (),
 ) -> Pipeline:
     """Load a checkpoint folder or single file as it is, 16-bit or FP8.
 
-    `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks.
+    `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks,
+    and `encoder_files` are text encoders in files of their own.
     """
-    opened = open_checkpoint(locate(checkpoint), components)
+    opened = open_checkpoint(locate(checkpoint), components, encoder_files)
     return assemble(opened, config or RuntimeConfig(), variant, identity_of(opened))
 
 
@@ -72,9 +75,10 @@ def load_mmdit(checkpoint: str | Path, config: RuntimeConfig) -> MMDiT:
 
 
 def identity_of(checkpoint: Checkpoint) -> str:
-    """The identity of all that a picture comes from: a single file's components count too."""
+    """The identity of all that a picture comes from: a single file's components and encoders count too."""
     if isinstance(checkpoint, SingleFile):
-        return identity(checkpoint.path, checkpoint.components.path)
+        encoders = sorted({encoder.path for encoder in checkpoint.encoders.values()})
+        return identity(checkpoint.path, checkpoint.components.path, *encoders)
     return identity(checkpoint.path)
 
 

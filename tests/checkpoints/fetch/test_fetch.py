@@ -104,7 +104,7 @@ def test_other_peoples_files(hub: LoopbackHub, tmp_path: Path) -> None:
     """A folder with something in it, or a file, is not touched."""
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="nothing is overwritten"):
+    with pytest.raises(OutputError, match="is not mixed with other things"):
         fetch("maker/model", tmp_path / "m", endpoint=hub.endpoint)
     with pytest.raises(OutputError, match="is a file"):
         fetch("maker/model", tmp_path / "m" / "thesis.txt", endpoint=hub.endpoint)

@@ -2,16 +2,18 @@
 
 A folder stays what it is: once it is complete at a commit, another fetch says so without asking anyone, and
 a fetch of something else is refused rather than mixed in. A fetch that was cut off goes on with the commit
-that it began with, even if the branch has moved since.
+that it began with, even if the branch has moved since. A folder of another downloader is taken over
+(`adopt.py`).
 """
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
 from sd35.checkpoints.fetch import environment
+from sd35.checkpoints.fetch.adopt import is_download, refuse_overwriting, strangers
 from sd35.checkpoints.fetch.git import GitRemote
 from sd35.checkpoints.fetch.hub import Hub
 from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, select
@@ -57,12 +59,16 @@ class Remote(Protocol):
 
 @dataclass(frozen=True)
 class FetchReport:
-    """Where the folder is, what it holds, and how many of its files had to be brought (bytes too)."""
+    """Where the folder is, what it holds, and how many of its files had to be brought (bytes too).
+
+    `strangers` are files of the folder that are no part of the checkpoint.
+    """
 
     path: Path
     manifest: Manifest
     brought: int
     brought_bytes: int
+    strangers: list[str] = field(default_factory=list)
 
 
 def fetch(
@@ -73,14 +79,17 @@ def fetch(
     via: str | None = None,
     endpoint: str | None = None,
     files: tuple[str, ...] = (),
+    may_replace: bool = False,
     jobs: int = JOBS,
     show: Show | None = None,
 ) -> FetchReport:
     """Fetch `source` (see sources.py) into `destination`, by default a folder of its name under SD35_HOME.
 
-    `revision` is a branch, tag or commit; `files` are single files instead of the diffusers folder. `show`
-    is called with the bytes done and the bytes in all. NetworkError or MissingError if the remote can't or
-    won't give it, CheckpointError if it gives something else than it lists, OutputError for the disk.
+    `revision` is a branch, tag or commit; `files` are single files instead of the diffusers folder. Files
+    that somebody else has put there are kept where they are right; where they are not, `may_replace` says
+    that they may go. `show` is called with the bytes done and the bytes in all. NetworkError or
+    MissingError if the remote can't or won't give it, CheckpointError if it gives something else than it
+    lists, OutputError for the disk.
     """
     if not 1 <= jobs <= MAX_JOBS:
         raise RequestError(f"{jobs} files at once: give 1 to {MAX_JOBS}.")
@@ -88,9 +97,9 @@ def fetch(
     if wanted.kind == "folder" and revision is not None:
         raise RequestError("A folder has no revisions: leave --revision out.")
     folder = (destination or home() / "checkpoints" / wanted.name).expanduser()
-    known = _known(folder)
+    known = _known(folder, wanted)
     if known is None:
-        return _begin(folder, wanted, revision, jobs, show)
+        return _begin(folder, wanted, revision, may_replace, jobs, show)
     _check_same(folder, known, wanted, revision)
     damaged = [path for path, record in known.files.items() if not _has_size(folder / path, record.size)]
     if damaged:
@@ -120,21 +129,26 @@ def refetch(folder: Path, paths: Iterable[str], *, jobs: int = JOBS, show: Show 
     return _again(folder, manifest, recorded(manifest.origin), wanted, jobs, show)
 
 
-def _known(folder: Path) -> Manifest | None:
+def _known(folder: Path, wanted: Source) -> Manifest | None:
     """The manifest of a folder that is complete; OutputError for a place that holds something else."""
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
         raise OutputError(f"{folder} is a file: choose a folder with -o.")
     manifest = read_manifest(folder)
-    if manifest is None and folder.is_dir() and any(folder.iterdir()) and not (folder / UNFINISHED).is_dir():
+    if manifest is None and not is_download(folder, wanted.files):
         raise OutputError(
-            f"{folder} holds files that were not fetched, and nothing is overwritten: choose another place "
-            "with -o."
+            f"{folder} holds files and nothing that tells of a download (model_index.json, .git, "
+            ".cache/huggingface), and a checkpoint is not mixed with other things: choose another place with "
+            "-o."
         )
     return manifest
 
 
-def _begin(folder: Path, wanted: Source, revision: str | None, jobs: int, show: Show | None) -> FetchReport:
-    """Fetch into a new folder, or go on in an unfinished one."""
+def _begin(
+    folder: Path, wanted: Source, revision: str | None, may_replace: bool, jobs: int, show: Show | None
+) -> FetchReport:
+    """Fetch into a new folder or that of another downloader, or go on in an unfinished one."""
     _check_online(wanted, folder)
     with Workshop(folder) as workshop, _remote(wanted, workshop) as remote:
         begun = workshop.begun()
@@ -144,10 +158,19 @@ def _begin(folder: Path, wanted: Source, revision: str | None, jobs: int, show: 
                 "with -o."
             )
         commit = remote.pin(revision or (begun.commit if begun else None))
-        files = select(remote.files(), wanted.files, remote.place)
+        offered = remote.files()
+        files = select(offered, wanted.files, remote.place)
         origin = Origin(wanted.kind, wanted.place, commit, wanted.endpoint)
-        manifest = Manifest({}, wanted.variant, origin=origin)
-        return _bring(remote, workshop, manifest, files, jobs, show)
+        manifest = Manifest(_extras(workshop, offered, files), wanted.variant, origin=origin)
+        may_replace |= begun is not None and begun.commit == commit  # it was asked when that began
+        return _bring(remote, workshop, manifest, files, jobs, show, may_replace=may_replace)
+
+
+def _extras(workshop: Workshop, offered: list[RemoteFile], files: list[RemoteFile]) -> dict[str, FileRecord]:
+    """Files of the remote that no checkpoint needs, and that another downloader has brought all the same."""
+    there = [file for file in set(offered) - set(files) if (workshop.folder / file.path).is_file()]
+    hashes = {file: workshop.whole(file, Progress(file.size, None)) for file in there}
+    return {file.path: FileRecord(file.size, sha256) for file, sha256 in hashes.items() if sha256}
 
 
 def _again(
@@ -190,11 +213,15 @@ def _bring(
     files: list[RemoteFile],
     jobs: int,
     show: Show | None,
+    *,
+    may_replace: bool = True,
 ) -> FetchReport:
     """Bring what is not there yet, and finish the folder."""
     progress = Progress(sum(file.size for file in files), show)
     present = {file: workshop.whole(file, progress) for file in files}
     missing = [file for file, sha256 in present.items() if sha256 is None]
+    if not may_replace:
+        refuse_overwriting(workshop.folder, missing, remote.place)
     if missing:
         workshop.check_room(missing)
         remote.check(missing)
@@ -207,7 +234,13 @@ def _bring(
         records |= _side_by_side(remote, workshop, group, jobs, progress)
     manifest = replace(manifest, files=dict(sorted({**manifest.files, **records}.items())))
     workshop.finish(manifest)
-    return FetchReport(workshop.folder, manifest, len(missing), sum(file.size for file in missing))
+    return FetchReport(
+        workshop.folder,
+        manifest,
+        brought=len(missing),
+        brought_bytes=sum(file.size for file in missing),
+        strangers=strangers(workshop.folder, manifest.files),
+    )
 
 
 def _side_by_side(

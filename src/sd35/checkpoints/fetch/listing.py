@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from sd35.checkpoints.folder import PARTS, Part
+from sd35.checkpoints.parts import PARTS, Part
 from sd35.errors import CheckpointError, MissingError, RequestError
 
 INDEX = "model_index.json"

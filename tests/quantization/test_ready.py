@@ -1,0 +1,63 @@
+"""What sd35 makes for itself under SD35_HOME, and what of it takes no second room."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sd35
+from sd35.checkpoints.verify import verify
+from sd35.quantization.ready import ready
+
+VAE, T5 = "vae/diffusion_pytorch_model.safetensors", "text_encoder_3/model.safetensors"
+CONFIG = "text_encoder_3/config.json"
+
+
+@pytest.fixture
+def home(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that holds a fetched checkpoint, the demo under another name."""
+    monkeypatch.setenv("SD35_HOME", str(tmp_path / "home"))
+    shutil.copytree(demo, tmp_path / "home" / "checkpoints" / "mine")
+    return tmp_path / "home"
+
+
+def test_our_own_folders_share_what_is_equal(home: Path) -> None:
+    """The derived folder of a fetched one links encoders and VAE, and owns what it may write into."""
+    source, place = home / "checkpoints" / "mine", ready("mine", "fp8")
+    assert place.is_relative_to(home / "derived")
+    assert (place / VAE).samefile(source / VAE)
+    assert (place / T5).samefile(source / T5)
+    assert not (place / CONFIG).samefile(source / CONFIG)
+    assert verify(place).sound
+    shutil.rmtree(source)
+    assert verify(place).sound
+
+
+def test_damage_to_the_shared_file_is_found_in_both(home: Path) -> None:
+    """What is written into one is in the other; both manifests tell."""
+    source, place = home / "checkpoints" / "mine", ready("mine", "fp8")
+    content = bytearray((source / VAE).read_bytes())
+    content[-9] ^= 1
+    (source / VAE).write_bytes(content)
+    assert verify(source).damaged == verify(place).damaged == [VAE]
+
+
+def test_folders_of_others_are_copied(demo: Path, home: Path, tmp_path: Path) -> None:
+    """A source outside of the home, one linked into it, and a place that a person chose."""
+    shutil.copytree(demo, tmp_path / "theirs")
+    (home / "checkpoints" / "linked").symlink_to(tmp_path / "theirs")
+    assert not (ready("linked", "fp8") / VAE).samefile(tmp_path / "theirs" / VAE)
+    sd35.quantize("mine", tmp_path / "out")
+    assert not (tmp_path / "out" / VAE).samefile(home / "checkpoints" / "mine" / VAE)
+
+
+def test_linked_weights_need_no_room(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is looked for without them."""
+    asked: list[int] = []
+    monkeypatch.setattr("sd35.checkpoints.placing._check_room", lambda _, needed: asked.append(needed))
+    sd35.quantize("mine", tmp_path / "copied")
+    sd35.quantize("mine", tmp_path / "linked", link_below=Path("/"))
+    source = home / "checkpoints" / "mine"
+    shared = [path for path in source.rglob("*.safetensors") if path.parent.name != "transformer"]
+    assert asked[0] - asked[1] == sum(path.stat().st_size for path in shared)
+    assert all((tmp_path / "linked" / path.relative_to(source)).samefile(path) for path in shared)
