@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[dev,compare,train]'
+	$(PIP) --editable '.[dev,compare,train,serve]'
 	touch $@
 
 # Servers that tests talk to live in environments of their own: none of it is a dependency of ours.

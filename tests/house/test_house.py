@@ -32,6 +32,7 @@ def imported_by(statement: str) -> set[str]:
         "import sd35.checkpoints.manifest, sd35.checkpoints.store, sd35.checkpoints.records",
         "import sd35.checkpoints.gates, sd35.checkpoints.header, sd35.checkpoints.tree",
         "import sd35.checkpoints.fetch.fetch",
+        "import sd35.serving.server, sd35.serving.null_worker, sd35.cli.draw_worker",
     ],
 )
 def test_light_rooms_stay_light(statement: str) -> None:

@@ -1,22 +1,19 @@
 """Where pictures go: PNG files that tell how they were made and appear whole or not at all.
 
-A file is written under a temporary name in its own folder and renamed when it is complete. Its `sd35`
-text chunk holds the recipe as JSON: everything that decides the picture and nothing that varies between
-two runs, so equal requests give equal files.
+A file is written under a temporary name in its own folder and renamed when it is complete. `sd35.png` says
+what is inside.
 """
 
 import hashlib
-import io
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from sd35 import __version__
 from sd35.errors import OutputError, RequestError
+from sd35.png import png_bytes, recipe_of
 from sd35.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -48,7 +45,7 @@ class OutputPlace:
         records = []
         for number, drawn in enumerate(images, start=1):
             path = self._path(drawn.picture.seed, number if len(images) > 1 else None)
-            content = png_bytes(drawn, identity, precision)
+            content = png_bytes(drawn.image, recipe_of(drawn.picture, identity, precision))
             write_whole(path, content)
             records.append(
                 {
@@ -68,23 +65,6 @@ class OutputPlace:
         while path.exists():
             path, again = self.folder / f"{self.stem}-{seed}-{again}.png", again + 1
         return path
-
-
-def png_bytes(drawn: "GeneratedImage", identity: str, precision: str) -> bytes:
-    """The picture as a PNG file with its recipe inside."""
-    from PIL.PngImagePlugin import PngInfo
-
-    recipe = {
-        **asdict(drawn.picture),
-        "checkpoint_sha256": identity,
-        "precision": precision,
-        "version": __version__,
-    }
-    info = PngInfo()
-    info.add_itxt("sd35", json.dumps(recipe, ensure_ascii=False))
-    buffer = io.BytesIO()
-    drawn.image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,0 +1,47 @@
+"""draw pictures for others, over HTTP
+
+Two faces on one queue that survives whatever is killed: jobs under /api/v1, and OpenAI's Images API under
+/v1. Every flag is also an environment variable, SD35_SERVE_ and its name; a flag wins.
+"""
+
+import argparse
+import sys
+from dataclasses import fields
+
+from sd35.errors import LibraryError, RequestError
+from sd35.serving.settings import ServerSettings, from_sources
+
+NULL_WORKER = (sys.executable, "-m", "sd35.serving.null_worker")
+DRAW_WORKER = (sys.executable, "-m", "sd35.cli.draw_worker")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting, with the setting's own help and default."""
+    for setting in fields(ServerSettings):
+        flag, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
+        if isinstance(setting.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+            continue
+        if setting.default != "":
+            text += f" (default: {setting.default})"
+        parser.add_argument(flag, type=type(setting.default), help=text)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until a signal says stop."""
+    settings = from_sources(vars(arguments))
+    try:
+        from sd35.serving.server import serve
+    except ImportError as error:
+        raise LibraryError(
+            f"`sd35 serve` needs {error.name}, which is not installed: pip install 'sd35-fp8[serve]'."
+        ) from error
+    serve(settings, _worker_command(settings), lambda url: print(f"sd35 serves on {url}", flush=True))
+
+
+def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
+    if settings.engine == "null":
+        return NULL_WORKER
+    if settings.precision not in ("fp8", "bf16"):
+        raise RequestError(f"precision can't be {settings.precision!r}: choose one of fp8, bf16.")
+    return (*DRAW_WORKER, settings.precision, settings.device)

@@ -1,0 +1,40 @@
+"""A picture as a PNG file that tells how it was made.
+
+The `sd35` text chunk holds the recipe as JSON: everything that decides the picture and nothing that varies
+between two runs, so equal requests give equal files. Pillow is imported when a picture is written.
+"""
+
+import io
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sd35 import __version__
+from sd35.request import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROMPTS = ("prompt", "negative_prompt")
+
+
+def recipe_of(picture: Picture, identity: str, precision: str, *, with_prompt: bool = True) -> dict[str, Any]:
+    """What decides the picture; `identity` is the checkpoint's SHA-256, `precision` its transformer's."""
+    recipe = {
+        **asdict(picture),
+        "checkpoint_sha256": identity,
+        "precision": precision,
+        "version": __version__,
+    }
+    return recipe if with_prompt else {name: recipe[name] for name in recipe if name not in PROMPTS}
+
+
+def png_bytes(image: "Image", recipe: dict[str, Any], compress_level: int = 6) -> bytes:
+    """The picture as a PNG file with its recipe inside; a low `compress_level` (0 to 9) is fast and large."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("sd35", json.dumps(recipe, ensure_ascii=False))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Pictures over HTTP, none of them lost. Start reading at `service.py`."""

@@ -1,0 +1,169 @@
+"""The HTTP application: faces put together, and every error in the shape of the face that it leaves by."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sd35 import __version__
+from sd35.errors import MissingError, Sd35Error
+from sd35.serving import native, openai_face
+from sd35.serving.gateway import Gateway, gateway_of
+from sd35.serving.pictures import media_type
+from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.settings import LOOPBACK
+
+BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
+BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
+
+log = logging.getLogger(__name__)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The application around one job service, which starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.service.start()
+        yield
+        await gateway.service.stop()
+
+    app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.gateway = gateway
+    app.include_router(native.router)
+    app.include_router(openai_face.router)
+    for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
+        app.add_api_route(path, route, methods=["GET"], response_model=None)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_hosts(gateway), www_redirect=False)
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+    return app
+
+
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+async def readyz(request: Request) -> JSONResponse:
+    """Whether a job would be taken and worked on."""
+    is_ready = gateway_of(request).service.is_ready()
+    return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+
+async def picture(name: str, request: Request) -> Response:
+    """A stored picture; its name is the permission."""
+    try:
+        content = await asyncio.to_thread(gateway_of(request).service.storage.open, name)
+    except MissingError as error:
+        raise ServiceError(Problem.NOT_FOUND, "There is no such picture.") from error
+    headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type=media_type(name), headers=headers)
+
+
+class HeadAsGet:
+    """HEAD wherever GET works, without the body; not on streams, which have no end to wait for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Route a HEAD as the GET that it stands for."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        if not is_head or scope["path"].endswith("/events"):
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
+
+
+class BodyLimit:
+    """Refuses bodies that are too long, as they say so or as they come."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what comes in."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > BODY_LIMIT:
+            await _render(scope["path"], _too_large())(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > BODY_LIMIT:
+                raise _too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _too_large() -> ServiceError:
+    return ServiceError(Problem.TOO_LARGE, f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt.")
+
+
+def _hosts(gateway: Gateway) -> list[str]:
+    """Names that requests may call us by: others come from pages that point their own name at us."""
+    settings = gateway.settings
+    named = [host.strip() for host in settings.hosts.split(",") if host.strip()]
+    own = [] if settings.is_loopback else [settings.host]
+    return [*(f"[{host}]" if ":" in host else host for host in LOOPBACK), *own, *named]
+
+
+def _render(path: str, error: ServiceError) -> JSONResponse:
+    return openai_face.render(error) if path.startswith("/v1/") else native.render(error)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _render(request.url.path, error)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """The first thing that is wrong with a body or a parameter, in words."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"][1:]]
+    where = ".".join(names) or "the body"
+    said = ServiceError(Problem.INVALID_REQUEST, f"{where}: {first['msg']}.", param=where)
+    return _render(request.url.path, said)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    problem = BY_STATUS.get(error.status_code, Problem.INVALID_REQUEST)
+    said = ServiceError(problem, f"{request.method} {request.url.path}: {error.detail}.")
+    answer = _render(request.url.path, said)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Whatever nobody expected; what it was is in the log only."""
+    if isinstance(error, Sd35Error):
+        return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _render(request.url.path, ServiceError(Problem.BUG, "The server has a bug; its log has more."))

@@ -1,0 +1,122 @@
+"""From what a client sends to a job: the same checks for every face, before anything is written.
+
+Gaps are filled here, from the model's recommended settings, and the seed is drawn: what is accepted is
+complete.
+"""
+
+import secrets
+import time
+from dataclasses import asdict, dataclass
+
+from sd35.errors import PromptError, RequestError
+from sd35.serving.jobs import Job, Priority, Spec, body_hash
+from sd35.serving.pictures import FORMATS
+from sd35.serving.problems import Problem, ServiceError, of_request
+from sd35.serving.seams import Caller, PromptPolicy
+from sd35.serving.settings import Model, ServerSettings
+from sd35.variants import Variant
+
+MAX_PREVIEWS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A request with gaps, from any face; None means: as the model's makers recommend."""
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    n: int = 1
+    output_format: str = "png"
+    output_compression: int | None = None
+    previews: int = 0
+    priority: Priority = Priority.NORMAL
+    deadline_s: float | None = None
+
+
+def make_job(
+    ask: Ask, caller: Caller, settings: ServerSettings, policy: PromptPolicy, client_id: str | None = None
+) -> Job:
+    """The job that this asks for; ServiceError where it is not acceptable."""
+    model = _model(ask.model, settings)
+    _judge(ask, caller, policy)
+    _check(ask, settings)
+    spec = _spec(ask, model)
+    try:
+        spec.pictures(model)
+    except (RequestError, PromptError) as error:
+        raise of_request(error) from error
+    deadline = None if ask.deadline_s is None else time.time() + ask.deadline_s
+    return Job(
+        spec=spec,
+        client_id=client_id,
+        key_id=caller.key_id,
+        priority=ask.priority,
+        body_hash=body_hash(asdict(ask)),
+        deadline_at=deadline,
+    )
+
+
+def _model(name: str | None, settings: ServerSettings) -> Model:
+    catalogue = settings.catalogue()
+    if name is None:
+        return next(iter(catalogue.values()))
+    if name not in catalogue:
+        names = ", ".join(catalogue)
+        raise ServiceError(
+            Problem.MODEL_NOT_FOUND, f"There is no model {name!r} here: choose one of {names}.", param="model"
+        )
+    return catalogue[name]
+
+
+def _judge(ask: Ask, caller: Caller, policy: PromptPolicy) -> None:
+    for text in (ask.prompt, ask.negative_prompt):
+        verdict = policy.judge(text, caller.key_id)
+        if not verdict.allowed:
+            raise ServiceError(
+                Problem.PROMPT_BLOCKED,
+                f"The prompt is not allowed here (list {verdict.list_name!r}): change its words.",
+                param="prompt",
+            )
+
+
+def _check(ask: Ask, settings: ServerSettings) -> None:
+    if not 1 <= ask.n <= settings.max_images:
+        raise _invalid("n", ask.n, f"give 1 to {settings.max_images}")
+    if ask.output_format not in FORMATS:
+        raise _invalid("output_format", ask.output_format, f"choose one of {', '.join(FORMATS)}")
+    if ask.output_compression is not None and not 0 <= ask.output_compression <= 100:
+        raise _invalid("output_compression", ask.output_compression, "give 0 to 100")
+    if not 0 <= ask.previews <= MAX_PREVIEWS:
+        raise _invalid("previews", ask.previews, f"give 0 to {MAX_PREVIEWS}")
+    if ask.deadline_s is not None and not 0 < ask.deadline_s <= 7 * 86_400:
+        raise _invalid("deadline_s", ask.deadline_s, "give seconds above 0, a week at most")
+
+
+def _invalid(field: str, value: object, remedy: str) -> ServiceError:
+    return ServiceError(Problem.INVALID_REQUEST, f"{field} can't be {value!r}: {remedy}.", param=field)
+
+
+def _spec(ask: Ask, model: Model) -> Spec:
+    variant: Variant = model.variant
+    return Spec(
+        prompt=ask.prompt,
+        negative_prompt=ask.negative_prompt,
+        model=model.name,
+        width=variant.native_size if ask.width is None else ask.width,
+        height=variant.native_size if ask.height is None else ask.height,
+        num_inference_steps=(
+            variant.num_inference_steps if ask.num_inference_steps is None else ask.num_inference_steps
+        ),
+        guidance_scale=variant.guidance_scale if ask.guidance_scale is None else ask.guidance_scale,
+        seed=secrets.randbelow(2**32) if ask.seed is None else ask.seed,
+        n=ask.n,
+        output_format=ask.output_format,
+        output_compression=ask.output_compression,
+        previews=ask.previews,
+    )

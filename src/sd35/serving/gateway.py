@@ -1,0 +1,112 @@
+"""What every route needs: the server's parts, who is calling, and a wait that ends when the client leaves."""
+
+import asyncio
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from sd35.serving.jobs import JobError, JobImage, State
+from sd35.serving.live import LiveJob
+from sd35.serving.problems import Problem, ServiceError, problem_named
+from sd35.serving.seams import Caller, KeyStore, PromptPolicy
+from sd35.serving.service import JobService
+from sd35.serving.settings import ServerSettings
+
+ABANDONED_S = 10.0  # a client that retries is back by then
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts of a server, for its routes."""
+
+    settings: ServerSettings
+    service: JobService
+    policy: PromptPolicy
+    keys: KeyStore
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The server that this request came to."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks; unauthorized where a key is needed and none that we know came along."""
+    caller = gateway_of(request).keys.authenticate(request.headers.get("authorization"))
+    if caller is None:
+        raise ServiceError(
+            Problem.UNAUTHORIZED, "This server needs a key that it knows: send Authorization: Bearer KEY."
+        )
+    return caller
+
+
+def link(request: Request, image: JobImage) -> str:
+    """The picture's address, whole."""
+    gateway = gateway_of(request)
+    address = gateway.service.storage.url(image.name, gateway.settings.url_life_s)
+    base = gateway.settings.public_url or str(request.base_url)
+    return base.rstrip("/") + address if address.startswith("/") else address
+
+
+async def outcome(live: LiveJob) -> LiveJob:
+    """Wait for a job's pictures; ServiceError for every other end."""
+    await live.settled.wait()
+    job = live.job
+    if job.state is State.SUCCEEDED:
+        return live
+    if job.state is State.CANCELLED:
+        raise ServiceError(Problem.CANCELLED, f"The job {job.id} was cancelled.", job_id=job.id)
+    if job.error is not None:
+        raise failure(job.error, job.id)
+    raise ServiceError(
+        Problem.DRAINING,
+        f"The server is stopping; the job {job.id} is kept, and done after the next start.",
+        retry_after_s=5,
+        job_id=job.id,
+    )
+
+
+def failure(error: JobError, job_id: str) -> ServiceError:
+    """A job's error as an answer; the job has ended, so asking again begins another."""
+    return ServiceError(problem_named(error.code), error.message, job_id=job_id)
+
+
+class Watch:
+    """`async with` around a wait: a job that nobody waits for any more is cancelled after a while.
+
+    The while is for clients that lost their connection: their retry finds the job still running.
+    """
+
+    def __init__(self, service: JobService, live: LiveJob) -> None:
+        self._service, self._live = service, live
+
+    async def __aenter__(self) -> LiveJob:
+        self._live.watchers += 1
+        return self._live
+
+    async def __aexit__(self, *_: object) -> None:
+        self._live.watchers -= 1
+        if not self._live.watchers and not self._live.settled.is_set():
+            asyncio.get_running_loop().call_later(ABANDONED_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._live.watchers:
+            self._service.spawn(self._service.cancel(self._live))
+
+
+async def unless_client_leaves(request: Request, live: LiveJob) -> LiveJob:
+    """`outcome`, or the problem `cancelled` where the client hangs up first."""
+    waiting = asyncio.ensure_future(outcome(live))
+    leaving = asyncio.ensure_future(_hung_up(request))
+    await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not waiting.done():
+        waiting.cancel()
+        raise ServiceError(Problem.CANCELLED, "The client hung up.")
+    return waiting.result()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

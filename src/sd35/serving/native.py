@@ -1,0 +1,245 @@
+"""The server's own face: jobs as resources, under /api/v1.
+
+    POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&limit=&cursor=
+    PUT    /api/v1/jobs/{client_id}   the same, idempotent    GET /api/v1/jobs/{id}
+    DELETE /api/v1/jobs/{id}          cancel                  GET /api/v1/jobs/{id}/events (event stream)
+    GET    /api/v1/capabilities, /api/v1/models, /api/v1/stats
+
+Bodies are strict: a field that we don't know is refused, for what is misspelt would be silently ignored.
+"""
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
+
+from sd35 import __version__
+from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
+from sd35.serving.gateway import caller_of, gateway_of, link
+from sd35.serving.jobs import Event, Job, Priority, State
+from sd35.serving.live import LiveJob
+from sd35.serving.pictures import FORMATS
+from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.seams import Caller
+
+PREFIX = "/api/v1"
+Known = Annotated[Caller, Depends(caller_of)]
+ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
+
+router = APIRouter(prefix=PREFIX)
+
+
+class JobBody(BaseModel):
+    """What a job may ask for; only `prompt` is needed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: StrictStr
+    negative_prompt: StrictStr = ""
+    model: StrictStr | None = None
+    width: StrictInt | None = None
+    height: StrictInt | None = None
+    num_inference_steps: StrictInt | None = None
+    guidance_scale: StrictFloat | StrictInt | None = None
+    seed: StrictInt | None = None
+    n: StrictInt = 1
+    output_format: StrictStr = "png"
+    output_compression: StrictInt | None = None
+    previews: StrictInt = 0
+    priority: Priority = Priority.NORMAL
+    deadline_s: StrictFloat | StrictInt | None = None
+
+
+@router.post("/jobs", status_code=202)
+async def post_job(body: JobBody, request: Request, caller: Known) -> JSONResponse:
+    """Accept a job; it is durable when this answers."""
+    return await _accept(body, request, caller, None)
+
+
+@router.put("/jobs/{client_id}", status_code=202)
+async def put_job(client_id: ClientId, body: JobBody, request: Request, caller: Known) -> JSONResponse:
+    """Accept a job under the client's own name; again with the same body gives the same job."""
+    return await _accept(body, request, caller, client_id)
+
+
+@router.get("/jobs")
+async def list_jobs(
+    request: Request,
+    caller: Known,
+    state: State | None = None,
+    model: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end."""
+    before = None if cursor is None else _read_cursor(cursor)
+    lives = await gateway_of(request).service.page(caller, before, limit + 1, state, model)
+    page = lives[:limit]
+    following = _cursor(page[-1].job) if len(lives) > limit else None
+    return {"data": [view(live, request) for live in page], "next": following}
+
+
+@router.get("/jobs/{job_id}")
+async def get_job(job_id: str, request: Request, caller: Known) -> dict[str, Any]:
+    """One job as it stands."""
+    return view(await gateway_of(request).service.find(job_id, caller), request)
+
+
+@router.delete("/jobs/{job_id}")
+async def delete_job(job_id: str, request: Request, caller: Known) -> dict[str, Any]:
+    """Cancel: the worker stops within one step. A job that has ended stays as it is."""
+    service = gateway_of(request).service
+    live = await service.find(job_id, caller)
+    await service.cancel(live)
+    return view(live, request)
+
+
+@router.get("/jobs/{job_id}/events")
+async def job_events(job_id: str, request: Request, caller: Known) -> StreamingResponse:
+    """What happens to a job, from the first event remembered or from `Last-Event-ID` on, until it ends."""
+    live = await gateway_of(request).service.find(job_id, caller)
+    last = request.headers.get("last-event-id", "0")
+    if not last.isdecimal():
+        raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last!r}: give an id that came.")
+    return StreamingResponse(
+        _stream(live, int(last)), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+@router.get("/capabilities")
+async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
+    """What may be asked for: models with their settings, formats, bounds."""
+    gateway = gateway_of(request)
+    return {
+        "version": __version__,
+        "models": [_model(model) for model in gateway.service.models.values()],
+        "output_formats": list(FORMATS),
+        "priorities": [priority.value for priority in Priority],
+        "max_images": gateway.settings.max_images,
+        "max_previews": MAX_PREVIEWS,
+    }
+
+
+@router.get("/models")
+async def models(request: Request, caller: Known) -> dict[str, Any]:
+    """The models, and which of them the worker holds."""
+    service = gateway_of(request).service
+    care, rows = service.attendant, []
+    for model in service.models.values():
+        row = {**_model(model), "state": "loaded" if care.held == model else "cold"}
+        if care.loading_since is not None and care.current and care.current.model == model:
+            row |= {"state": "loading", "loading": _loading(care.loading_since, care.load_seconds)}
+        rows.append(row)
+    return {"data": rows}
+
+
+@router.get("/stats")
+async def stats(request: Request, caller: Known) -> dict[str, Any]:
+    """How busy the server is."""
+    service = gateway_of(request).service
+    queue, care = service.queue, service.attendant
+    return {
+        "queued": len(queue),
+        "queued_by_priority": queue.by_priority(),
+        "queued_megapixel_steps": queue.cost(),
+        "megapixel_steps_per_s": queue.rate.cost_per_s,
+        "running": care.current.job.id if care.current else None,
+        "worker": {"pid": care.worker_pid, "restarts": care.restarts},
+        "ended": service.ended,
+        "draining": service.is_draining,
+    }
+
+
+def view(live: LiveJob, request: Request) -> dict[str, Any]:
+    """A job as clients see it."""
+    job, service = live.job, gateway_of(request).service
+    done, of = live.progress
+    return {
+        "id": job.id,
+        "client_id": job.client_id,
+        "state": job.state.value,
+        "priority": job.priority.value,
+        "queue_position": service.queue.position(job),
+        "progress": {"done": done, "of": of},
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "deadline_at": job.deadline_at,
+        "request": asdict(job.spec),
+        "images": [
+            {
+                "url": link(request, image),
+                "seed": image.seed,
+                "width": image.width,
+                "height": image.height,
+                "sha256": image.sha256,
+            }
+            for image in job.images
+        ],
+        "seconds": job.seconds,
+        "peak_vram_bytes": job.peak_vram_bytes,
+        "attempts": job.token,
+        "error": None if job.error is None else vars(job.error),
+    }
+
+
+def render(error: ServiceError) -> JSONResponse:
+    """A problem in this face's shape."""
+    body = {"code": error.problem.code, "message": str(error), **error.details}
+    return JSONResponse({"error": body}, error.problem.status, error.headers())
+
+
+async def _accept(body: JobBody, request: Request, caller: Caller, client_id: str | None) -> JSONResponse:
+    gateway = gateway_of(request)
+    job = make_job(Ask(**body.model_dump()), caller, gateway.settings, gateway.policy, client_id)
+    live = await gateway.service.submit(job, caller)
+    location = f"{PREFIX}/jobs/{live.job.id}"
+    return JSONResponse(view(live, request), 202, {"Location": location})
+
+
+async def _stream(live: LiveJob, last: int) -> AsyncIterator[str]:
+    async for event in live.events.after(last):
+        yield as_sse(event)
+
+
+def as_sse(event: Event) -> str:
+    """One event on the wire. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html"""
+    return f"id: {event.id}\nevent: {event.name}\ndata: {json.dumps(event.data)}\n\n"
+
+
+def _model(model: Any) -> dict[str, Any]:
+    variant = model.variant
+    return {
+        "id": model.name,
+        "variant": variant.name,
+        "native_size": variant.native_size,
+        "max_size": variant.max_size,
+        "num_inference_steps": variant.num_inference_steps,
+        "guidance_scale": variant.guidance_scale,
+    }
+
+
+def _loading(since: float, expected: float | None) -> dict[str, float | None]:
+    spent = time.monotonic() - since
+    return {"seconds": spent, "eta_s": None if expected is None else max(0.0, expected - spent)}
+
+
+def _cursor(job: Job) -> str:
+    return base64.urlsafe_b64encode(json.dumps([job.created_at, job.id]).encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return float(at), str(job_id)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise ServiceError(
+            Problem.INVALID_REQUEST, f"cursor {cursor!r} is none of ours: send one that `next` gave."
+        ) from error

@@ -1,0 +1,46 @@
+"""A worker without a model: it says all that a real one says and draws flat colours, at once.
+
+`sd35 serve --engine null` measures the server itself with it. `python -m sd35.serving.null_worker PIPE`.
+"""
+
+import hashlib
+import sys
+
+from sd35.request import Picture
+from sd35.serving.messages import Drawing, RawImage, Task
+from sd35.serving.settings import Model
+from sd35.serving.worker import Listener, connection_from, serve_tasks
+
+
+class NullEngine:
+    """An engine whose pictures have one colour, made of prompt and seed."""
+
+    def load(self, model: Model) -> tuple[str, str]:
+        """Nothing to hold."""
+        return "null", "null"
+
+    def draw(self, task: Task, listener: Listener) -> Drawing:
+        """As many steps as were asked for, none of which does anything."""
+        steps = task.pictures[0].settings.num_inference_steps
+        for done in range(1, steps + 1):
+            listener.step(done, steps)
+            for index in range(task.previews):
+                if done == preview_step(index, task.previews, steps):
+                    listener.preview(index, flat(task.pictures[0]))
+        return Drawing(tuple(flat(picture) for picture in task.pictures), {"denoise": 0.0})
+
+
+def preview_step(index: int, previews: int, steps: int) -> int:
+    """After which step the `index`th of so many previews is due: evenly spread, none at the end."""
+    return (index + 1) * steps // (previews + 1)
+
+
+def flat(picture: Picture) -> RawImage:
+    """One colour, all over."""
+    colour = hashlib.sha256(f"{picture.prompt.clip_l} {picture.seed}".encode()).digest()[:3]
+    settings = picture.settings
+    return RawImage(settings.width, settings.height, colour * (settings.width * settings.height))
+
+
+if __name__ == "__main__":
+    serve_tasks(NullEngine(), connection_from(sys.argv[1]))

@@ -1,0 +1,134 @@
+"""A server from start to stop: the data folder is taken, the socket bound, SIGTERM answered with patience.
+
+The first SIGTERM or SIGINT begins to drain: new jobs are refused, the running one may end, the rest stays in
+the database for the next start. The second one stops at once. Neither loses a job.
+"""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from sd35.errors import OutputError, RequestError, UnavailableError
+from sd35.serving.app import create_app
+from sd35.serving.gateway import Gateway
+from sd35.serving.seams import AllowAll, KeyStore, OpenDoor, PlainFolder, PromptPolicy, Storage
+from sd35.serving.service import JobService
+from sd35.serving.settings import ServerSettings
+from sd35.serving.store import Store
+
+Announce = Callable[[str], None]
+
+LOCK = "server.lock"
+DATABASE = "jobs.sqlite3"
+PICTURES = "pictures"
+
+
+def serve(
+    settings: ServerSettings,
+    worker_command: Sequence[str],
+    announce: Announce,
+    storage: Storage | None = None,
+    policy: PromptPolicy | None = None,
+    keys: KeyStore | None = None,
+) -> None:
+    """Serve until a signal says stop, telling `announce` where; UnavailableError where folder, database or port can't be had."""
+    if keys is None and not settings.is_loopback:
+        raise RequestError(
+            f"Without keys anyone who reaches {settings.host} could draw here: listen on 127.0.0.1, behind a "
+            "proxy that knows its clients."
+        )
+    folder = Path(settings.data_dir).expanduser()
+    with data_folder(folder), bound(settings) as listening:
+        place = storage or PlainFolder(folder / PICTURES)
+        service = JobService(settings, open_store(settings, folder), place, worker_command)
+        gateway = Gateway(settings, service, policy or AllowAll(), keys or OpenDoor())
+        _run(gateway, listening, announce)
+
+
+def open_store(settings: ServerSettings, folder: Path) -> Store:
+    """The database that the settings name; UnavailableError where it can't be opened."""
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        return Store(settings.database or f"sqlite:///{folder / DATABASE}")
+    except (SQLAlchemyError, ArgumentError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnavailableError(
+            f"The database of jobs can't be opened ({reason}): check --database and --data-dir."
+        ) from error
+
+
+@contextmanager
+def data_folder(folder: Path) -> Iterator[None]:
+    """The folder for one server alone; the kernel gives it back when the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="ascii")
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't be written ({error.strerror}): choose another --data-dir."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UnavailableError(
+                f"{folder} is in use by the server with process id {file.read().strip()}: stop that one, or "
+                "choose another --data-dir."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def bound(settings: ServerSettings) -> Iterator[socket.socket]:
+    """The listening socket; UnavailableError where the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((settings.host, settings.port))
+        except OSError as error:
+            raise UnavailableError(
+                f"{settings.host}:{settings.port} is not to be had ({error.strerror}): choose another --port."
+            ) from error
+        yield listening
+
+
+def _run(gateway: Gateway, listening: socket.socket, announce: Announce) -> None:
+    config = uvicorn.Config(
+        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=3
+    )
+    host, port = listening.getsockname()[:2]
+    announce(f"http://{host}:{port}")
+    PatientServer(config, gateway.service).run(sockets=[listening])
+
+
+class PatientServer(uvicorn.Server):
+    """uvicorn, which lets the running job end before it stops."""
+
+    def __init__(self, config: uvicorn.Config, service: JobService) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Future[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second stops at once."""
+        if self._draining is not None or not self.started:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._service.drain()
+        self.should_exit = True

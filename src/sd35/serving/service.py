@@ -1,0 +1,315 @@
+"""The job core: every face hands requests to it, and only it changes jobs.
+
+    submit -> (database) -> queue -> attendant -> worker -> pictures -> (database) -> whoever waits
+
+A job is acknowledged when the database has it, and told to be done when the database has that: whatever is
+killed in between, the next start takes up what is unfinished. All of it runs on one event loop, so the memory
+of this class needs no lock; what blocks (database, storage, encoding) runs in threads and answers by futures.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from sd35.errors import Sd35Error, UnavailableError
+from sd35.serving import pictures
+from sd35.serving.attendant import Attendant
+from sd35.serving.fair_queue import FairQueue
+from sd35.serving.jobs import Job, JobError, JobImage, State
+from sd35.serving.live import LiveJob
+from sd35.serving.messages import Drawing, Loaded
+from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.seams import Caller, Storage
+from sd35.serving.settings import ServerSettings
+from sd35.serving.store import Store
+
+REMEMBERED = 1000  # finished jobs whose events can still be replayed
+DATABASE_PAUSE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class JobService:
+    """Jobs from acceptance to their end."""
+
+    def __init__(
+        self, settings: ServerSettings, store: Store, storage: Storage, worker_command: Sequence[str]
+    ) -> None:
+        self.settings, self.storage, self._store = settings, storage, store
+        self.models = settings.catalogue()
+        self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
+        self.attendant = Attendant(settings, worker_command, self)
+        self.is_draining = False
+        self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
+        self._lives: dict[str, LiveJob] = {}
+        self._remembered: OrderedDict[str, None] = OrderedDict()
+        self._reserved = 0  # places in the queue of jobs on their way into the database
+        self._work = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._care: asyncio.Task[None] | None = None
+
+    # ---- life of the server
+
+    async def start(self) -> None:
+        """Take up what an earlier server left unfinished, then work."""
+        for job in await asyncio.wrap_future(self._store.recover(time.time())):
+            if (model := self.models.get(job.spec.model)) is None:
+                log.warning("job %s waits for the model %r, which isn't served", job.id, job.spec.model)
+                continue
+            self._enqueue(LiveJob(job, model))
+        self._care = asyncio.create_task(self.attendant.run())
+
+    def is_ready(self) -> bool:
+        """Whether a request would be taken and worked on."""
+        is_cared_for = self._care is not None and not self._care.done()
+        return is_cared_for and not self.is_draining and len(self.queue) < self.settings.max_queued
+
+    async def drain(self) -> None:
+        """Take nothing new, give the running job its time, leave the rest to the next start."""
+        self.is_draining = True
+        current = self.attendant.current
+        for live in list(self._lives.values()):
+            if live is not current and live.job.state is State.QUEUED:
+                live.part()
+        if current is not None:
+            await _within(self.settings.drain_s, current.settled.wait())
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.settings.drain_s)
+
+    async def stop(self) -> None:
+        """End the worker, giving its job back; nothing runs afterwards."""
+        self.is_draining = True
+        current = self.attendant.current
+        if self._care is not None:
+            self._care.cancel()
+            await asyncio.wait([self._care])
+        await self.attendant.dismiss()
+        if current is not None and not current.is_ending and current.job.state is not State.SAVING:
+            await self.give_back(current, "drained")
+        for live in self._lives.values():
+            live.part()
+        await asyncio.to_thread(self._store.close)
+
+    # ---- what clients do
+
+    async def submit(self, job: Job, caller: Caller) -> LiveJob:
+        """Acknowledge a job: when this returns, the database has it. A PUT's job may be one of before."""
+        self._refuse_if_draining()
+        if (earlier := self._named(job)) is not None:
+            return self._same(earlier, job)
+        self.queue.admit(caller.key_id, self._reserved)
+        self._reserved += 1
+        try:
+            accepted = await asyncio.wrap_future(self._store.accept(job))
+        except SQLAlchemyError as error:
+            raise database_failed(error) from error
+        finally:
+            self._reserved -= 1
+        if accepted.id != job.id:
+            return self._same(self._known(accepted), job)
+        live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.get("weight", 1.0))
+        self._enqueue(live)
+        return live
+
+    async def find(self, job_id: str, caller: Caller) -> LiveJob:
+        """The caller's own job; not_found for strangers' as well."""
+        live = self._lives.get(job_id)
+        if live is None:
+            job = await self.read(self._store.get, job_id)
+            live = None if job is None else self._known(job)
+        if live is None or (caller.key_id is not None and live.job.key_id != caller.key_id):
+            raise ServiceError(Problem.NOT_FOUND, f"There is no job {job_id!r}.")
+        return live
+
+    async def page(self, caller: Caller, *which: Any) -> list[LiveJob]:
+        """The caller's jobs, newest first; `which` as in `Store.page`."""
+        return [self._known(job) for job in await self.read(self._store.page, caller.key_id, *which)]
+
+    async def cancel(
+        self, live: LiveJob, state: State = State.CANCELLED, error: JobError | None = None
+    ) -> None:
+        """End a job early: at once for everyone, and at the next step for the worker."""
+        if live.job.state.is_final:
+            return
+        self.queue.discard(live.job)
+        self.attendant.cancel(live)
+        await self.finish(live, state, error)
+
+    def unfinished_twin(self, job: Job) -> LiveJob | None:
+        """A job of the same caller that asks for the same and has not ended: what a retry means."""
+        twin = (job.key_id, job.body_hash)
+        alike = (live for live in self._lives.values() if (live.job.key_id, live.job.body_hash) == twin)
+        return next((live for live in alike if not live.job.state.is_final), None)
+
+    async def read_picture(self, name: str) -> bytes:
+        """A stored picture's content."""
+        try:
+            return await asyncio.to_thread(self.storage.open, name)
+        except UnavailableError as error:
+            raise ServiceError(Problem.STORAGE_FAILED, str(error)) from error
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something go on beside; draining waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def read(self, query: Any, *arguments: Any) -> Any:
+        """Ask the database, beside the event loop."""
+        try:
+            return await asyncio.to_thread(query, *arguments)
+        except SQLAlchemyError as error:
+            raise database_failed(error) from error
+
+    # ---- what the attendant does
+
+    async def next_job(self) -> LiveJob:
+        """The next job, once there is one."""
+        while self.is_draining or (job := self.queue.take()) is None:
+            self._work.clear()
+            await self._work.wait()
+        return self._lives[job.id]
+
+    def begin(self, live: LiveJob, worker: str) -> None:
+        """Lease the job; the writer keeps the order, so nobody need wait for this write."""
+        job = live.job
+        job.token, job.started_at = job.token + 1, time.time()
+        job.seconds["queue"] = job.started_at - job.created_at
+        live.change(State.RUNNING)
+        self._store.start(job, worker).add_done_callback(_log_failure)
+
+    async def give_back(self, live: LiveJob, outcome: str) -> None:
+        """Back to the head of the queue."""
+        live.change(State.QUEUED)
+        await self._write(live.job, outcome)
+        if not self.is_draining and not live.is_ending:
+            self._enqueue(live, is_first=True)
+
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+        """Store the pictures while the worker goes on."""
+        live.change(State.SAVING)
+        self.spawn(self._save(live, drawing, loaded))
+
+    async def finish(self, live: LiveJob, state: State, error: JobError | None = None, **found: Any) -> None:
+        """Write the end, then tell it; whoever comes first decides how a job ends."""
+        if live.is_ending:
+            return
+        live.is_ending = True
+        ended = replace(live.job, state=state, error=error, finished_at=time.time(), **found)
+        await self._write(ended, state.value)
+        live.job = ended
+        self.ended[state.value] += 1
+        live.tell()
+        self._remember(ended.id)
+
+    # ---- inside
+
+    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+        job, begin = live.job, time.monotonic()
+        try:
+            images: list[JobImage] = await asyncio.to_thread(
+                pictures.save, self.storage, job, live.model, drawing, loaded,
+                with_prompt=self.settings.prompt_in_pictures,
+            )  # fmt: skip
+        except Sd35Error as error:
+            await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
+            return
+        if live.is_ending:  # cancelled in the meantime: nobody will ask for these
+            for image in images:
+                await asyncio.to_thread(self.storage.delete, image.name)
+            return
+        seconds = {**job.seconds, **drawing.seconds, "save": time.monotonic() - begin}
+        await self.finish(
+            live, State.SUCCEEDED, images=images, seconds=seconds, peak_vram_bytes=drawing.peak_vram_bytes
+        )
+
+    async def _write(self, job: Job, outcome: str) -> None:
+        """Bring a job's state to the disk, however long the database takes to come back."""
+        while True:
+            try:
+                await asyncio.wrap_future(self._store.end_attempt(job, outcome, time.time()))
+                return
+            except SQLAlchemyError as error:
+                log.error("job %s can't be written yet: %s", job.id, error)
+                await asyncio.sleep(DATABASE_PAUSE_S)
+
+    def _enqueue(self, live: LiveJob, *, is_first: bool = False) -> None:
+        job = live.job
+        self._lives[job.id] = live
+        self.queue.put(job, live.weight, is_first=is_first)
+        if not is_first:
+            live.tell()
+            self._watch_deadline(live)
+        self._work.set()
+
+    def _watch_deadline(self, live: LiveJob) -> None:
+        if live.job.deadline_at is None:
+            return
+        message = "The deadline passed before the job was done: give it longer, or come at a quieter time."
+        error = JobError(Problem.EXPIRED.code, message)
+
+        def expire() -> None:
+            self.spawn(self.cancel(live, State.EXPIRED, error))
+
+        asyncio.get_running_loop().call_later(max(0.0, live.job.deadline_at - time.time()), expire)
+
+    def _named(self, job: Job) -> LiveJob | None:
+        if job.client_id is None:
+            return None
+        name = (job.key_id, job.client_id)
+        return next(
+            (one for one in self._lives.values() if (one.job.key_id, one.job.client_id) == name), None
+        )
+
+    def _same(self, earlier: LiveJob, job: Job) -> LiveJob:
+        if earlier.job.body_hash == job.body_hash:
+            return earlier
+        raise ServiceError(
+            Problem.CONFLICT,
+            f"The name {job.client_id!r} belongs to a job that asks for something else: take another name.",
+        )
+
+    def _known(self, job: Job) -> LiveJob:
+        """The live job, or one from the database that has ended (or whose model is not served now)."""
+        if (live := self._lives.get(job.id)) is not None:
+            return live
+        live = LiveJob(job, self.models.get(job.spec.model) or next(iter(self.models.values())))
+        live.tell()
+        live.part()
+        return live
+
+    def _remember(self, job_id: str) -> None:
+        self._remembered[job_id] = None
+        while len(self._remembered) > REMEMBERED:
+            oldest, _ = self._remembered.popitem(last=False)
+            self._lives.pop(oldest, None)
+
+    def _refuse_if_draining(self) -> None:
+        if self.is_draining:
+            raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
+
+
+def database_failed(error: SQLAlchemyError) -> ServiceError:
+    """A database that does not answer, as an answer."""
+    log.error("database: %s", error)
+    return ServiceError(
+        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
+    )
+
+
+async def _within(seconds: float, waiting: Any) -> None:
+    try:
+        await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        log.warning("the running job did not end in %g s; the next start takes it up", seconds)
+
+
+def _log_failure(future: Any) -> None:
+    if not future.cancelled() and future.exception() is not None:
+        log.error("a lease could not be written: %s", future.exception())

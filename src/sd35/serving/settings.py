@@ -1,0 +1,119 @@
+"""How to serve, as data: every field is a flag of `sd35 serve` and an environment variable SD35_SERVE_NAME.
+
+A flag wins over the environment, and the environment over the default. This file is where the server reads
+its environment, and nowhere else.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from sd35.errors import RequestError
+from sd35.variants import VARIANTS, Variant
+
+ENVIRONMENT = "SD35_SERVE_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EngineName = Literal["sd35", "null"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint under the name that clients use."""
+
+    name: str
+    checkpoint: str
+    variant: Variant
+
+    @classmethod
+    def parse(cls, text: str) -> "Model":
+        """`large`, or `NAME=CHECKPOINT`, or `NAME@VARIANT=CHECKPOINT` where the name is not a variant's."""
+        left, _, checkpoint = text.partition("=")
+        name, _, variant = left.partition("@")
+        if (variant or name) not in VARIANTS:
+            raise RequestError(
+                f"The model {text!r} doesn't say what it is: write NAME@VARIANT=CHECKPOINT with one of the "
+                f"variants {', '.join(VARIANTS)}."
+            )
+        return cls(name, checkpoint or name, VARIANTS[variant or name])
+
+
+def _setting(default: Any, help_: str) -> Any:
+    return field(default=default, metadata={"help": help_})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything that a person may decide about a server; checked when it is made."""
+
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8000, "port to listen on; 0 takes a free one")
+    data_dir: str = _setting("sd35-server", "folder of the database and the pictures")
+    database: str = _setting("", "URL of a PostgreSQL database; default: SQLite in the data folder")
+    models: str = _setting("demo", "comma between them: NAME, NAME=CHECKPOINT or NAME@VARIANT=CHECKPOINT")
+    precision: str = _setting("fp8", "of the transformer's weights: fp8 or bf16")
+    device: str = _setting("auto", "cpu, cuda, cuda:1; default: a card if there is one")
+    engine: EngineName = _setting("sd35", "sd35, or null: no model, for measuring the server itself")
+    hosts: str = _setting("", "further Host names to answer to, comma between them")
+    public_url: str = _setting("", "how clients reach this server, for links; default: what they asked")
+    max_queued: int = _setting(1000, "jobs that may wait; the next one is told when to come again")
+    max_queued_per_key: int = _setting(1000, "jobs of one key that may wait")
+    max_images: int = _setting(10, "pictures in one job")
+    url_life_s: int = _setting(3600, "seconds that a picture's link works")
+    silence_s: float = _setting(15.0, "seconds without a sign of life after which a worker is replaced")
+    step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
+    load_s: float = _setting(1800.0, "seconds that loading a model may take")
+    drain_s: float = _setting(25.0, "seconds that a running job gets when the server is asked to stop")
+    prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
+
+    def __post_init__(self) -> None:
+        if self.engine not in get_args(EngineName):
+            raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
+        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        for name in ("silence_s", "step_s", "load_s"):
+            if getattr(self, name) <= 0:
+                raise RequestError(f"{name} is {getattr(self, name)}: give seconds above 0.")
+        if not 0 <= self.port < 65536:
+            raise RequestError(f"port is {self.port}: give 0 to 65535.")
+        self.catalogue()
+
+    def catalogue(self) -> dict[str, Model]:
+        """The models by name; the first is the one that a request without a model gets."""
+        models = [Model.parse(text.strip()) for text in self.models.split(",") if text.strip()]
+        if not models:
+            raise RequestError("models names no model: give at least one, such as demo.")
+        return {model.name: model for model in models}
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in LOOPBACK
+
+
+def from_sources(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServerSettings:
+    """Settings from flags (None: not given), then SD35_SERVE_*, then defaults; RequestError for nonsense."""
+    environment = os.environ if environment is None else environment
+    given: dict[str, Any] = {}
+    for setting in fields(ServerSettings):
+        variable = ENVIRONMENT + setting.name.upper()
+        if flags.get(setting.name) is not None:
+            given[setting.name] = flags[setting.name]
+        elif variable in environment:
+            given[setting.name] = _read(setting, variable, environment[variable])
+    return ServerSettings(**given)
+
+
+def _read(setting: "Field[Any]", variable: str, text: str) -> Any:
+    assert setting.default is not MISSING
+    kind = type(setting.default)
+    if kind is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in words:
+            raise RequestError(f"{variable} is {text!r}: give true or false.")
+        return words[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise RequestError(f"{variable} is {text!r}, and it must be a number.") from error

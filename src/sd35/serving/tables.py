@@ -1,0 +1,43 @@
+"""The two tables: jobs, and the attempts at them. Times are seconds since 1970."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("client_id", sa.String(200)),
+    sa.Column("key_id", sa.String(80)),
+    sa.Column("priority", sa.String(8), nullable=False),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("model", sa.String(80), nullable=False),
+    sa.Column("cost", sa.Double, nullable=False),  # megapixel-steps
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("deadline_at", sa.Double),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("images", sa.JSON, nullable=False),
+    sa.Column("seconds", sa.JSON, nullable=False),
+    sa.Column("peak_vram_bytes", sa.BigInteger),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Index("jobs_by_time", "created_at", "id"),
+    sa.Index("jobs_by_key", "key_id", "client_id"),
+    sa.Index("jobs_by_state", "state"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("token", sa.Integer, primary_key=True),
+    sa.Column("worker", sa.String(80), nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("outcome", sa.String(40)),
+)
