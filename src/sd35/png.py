@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sd35 import __version__
 from sd35.request import Picture
 
 if TYPE_CHECKING:
@@ -18,13 +17,15 @@ if TYPE_CHECKING:
 PROMPTS = ("prompt", "negative_prompt")
 
 
-def recipe_of(picture: Picture, identity: str, precision: str, *, with_prompt: bool = True) -> dict[str, Any]:
-    """What decides the picture; `identity` is the checkpoint's SHA-256, `precision` its transformer's."""
+def recipe_of(
+    picture: Picture, identity: str, precision: str, version: str, *, with_prompt: bool = True
+) -> dict[str, Any]:
+    """What decides the picture: the checkpoint's SHA-256, its transformer's precision, sd35's version."""
     recipe = {
         **asdict(picture),
         "checkpoint_sha256": identity,
         "precision": precision,
-        "version": __version__,
+        "version": version,
     }
     return recipe if with_prompt else {name: recipe[name] for name in recipe if name not in PROMPTS}
 

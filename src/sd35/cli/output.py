@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from sd35 import __version__
 from sd35.errors import OutputError, RequestError
 from sd35.png import png_bytes, recipe_of
 from sd35.request import GenerationRequest
@@ -45,7 +46,7 @@ class OutputPlace:
         records = []
         for number, drawn in enumerate(images, start=1):
             path = self._path(drawn.picture.seed, number if len(images) > 1 else None)
-            content = png_bytes(drawn.image, recipe_of(drawn.picture, identity, precision))
+            content = png_bytes(drawn.image, recipe_of(drawn.picture, identity, precision, __version__))
             write_whole(path, content)
             records.append(
                 {

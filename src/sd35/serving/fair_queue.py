@@ -60,12 +60,13 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def admit(self, key_id: str | None, reserved: int = 0) -> None:
+    def admit(self, key_id: str | None, reserved: int = 0, own_limit: int | None = None) -> None:
         """Raise queue_full where no more may wait; `reserved` places are promised already."""
+        limit_per_key = min(self.limit_per_key, own_limit or self.limit_per_key)
         if len(self) + reserved >= self.limit:
             raise self._full(f"The queue is full ({self.limit} jobs wait)")
-        if self._per_key[key_id] >= self.limit_per_key:
-            raise self._full(f"{self.limit_per_key} jobs of yours wait already")
+        if self._per_key[key_id] >= limit_per_key:
+            raise self._full(f"{limit_per_key} jobs of yours wait already")
 
     def put(self, job: Job, weight: float = 1.0, *, is_first: bool = False) -> None:
         """Let a job wait, whatever the limit: it has been acknowledged. `is_first`: it has waited before."""

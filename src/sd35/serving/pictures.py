@@ -9,6 +9,7 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
+from sd35 import __version__
 from sd35.png import png_bytes, recipe_of
 from sd35.request import Picture
 from sd35.serving.jobs import Job, JobImage
@@ -42,7 +43,7 @@ def encode(raw: RawImage, job: Job, picture: Picture, loaded: Loaded, *, with_pr
     """One picture in the format that the job asks for."""
     image, spec = _image(raw), job.spec
     if spec.output_format == "png":
-        recipe = recipe_of(picture, loaded.identity, loaded.precision, with_prompt=with_prompt)
+        recipe = recipe_of(picture, loaded.identity, loaded.precision, __version__, with_prompt=with_prompt)
         return png_bytes(image, recipe, PNG_LEVEL)
     quality = QUALITY if spec.output_compression is None else spec.output_compression
     return _encoded(image, spec.output_format, quality)

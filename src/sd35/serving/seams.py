@@ -6,7 +6,6 @@ door without a lock.
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -55,13 +54,21 @@ class PromptPolicy(Protocol):
         """Whether this key may ask for this text."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """How much a key may ask for: its share of a busy server, and the jobs that it may have waiting."""
+
+    queued_jobs: int | None = None
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, what they may do, and how much: `quotas["weight"]` is the share of the queue (1)."""
+    """Who asks, what they may do, and how much."""
 
     key_id: str | None = None
     scopes: frozenset[str] = frozenset()
-    quotas: Mapping[str, float] = field(default_factory=dict)
+    quotas: Quotas = field(default_factory=Quotas)
 
 
 class KeyStore(Protocol):

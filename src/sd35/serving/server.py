@@ -38,7 +38,10 @@ def serve(
     policy: PromptPolicy | None = None,
     keys: KeyStore | None = None,
 ) -> None:
-    """Serve until a signal says stop, telling `announce` where; UnavailableError where folder, database or port can't be had."""
+    """Serve until a signal says stop; `announce` is told where.
+
+    UnavailableError where folder, database or port can't be had.
+    """
     if keys is None and not settings.is_loopback:
         raise RequestError(
             f"Without keys anyone who reaches {settings.host} could draw here: listen on 127.0.0.1, behind a "

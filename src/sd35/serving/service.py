@@ -103,7 +103,7 @@ class JobService:
         self._refuse_if_draining()
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
-        self.queue.admit(caller.key_id, self._reserved)
+        self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
         self._reserved += 1
         try:
             accepted = await asyncio.wrap_future(self._store.accept(job))
@@ -113,7 +113,7 @@ class JobService:
             self._reserved -= 1
         if accepted.id != job.id:
             return self._same(self._known(accepted), job)
-        live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.get("weight", 1.0))
+        live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
         self._enqueue(live)
         return live
 

@@ -1,0 +1,60 @@
+"""A server whose worker does what prompts tell it: wait, die, fall silent. Run by `start_server(rough=True)`.
+
+"slow" takes half a minute, "brief" a tenth of a second; "die" ends the process, "die once FILE" does so the
+first time; "stop" stops it as a debugger would; "hang" makes no step; "memory" finds no room; "bug" raises
+what nobody expects.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sd35.serving.messages import Drawing, Task
+from sd35.serving.null_worker import NullEngine
+from sd35.serving.worker import Listener, OutOfMemoryError, connection_from, serve_tasks
+
+
+class RoughEngine(NullEngine):
+    """Obeys the prompt."""
+
+    def draw(self, task: Task, listener: Listener) -> Drawing:
+        """Behave, then draw."""
+        words = task.pictures[0].prompt.clip_l.split()
+        match words:
+            case ["slow" | "brief" as pace, *_]:
+                steps = 1500 if pace == "slow" else 5
+                for done in range(1, steps):
+                    listener.step(done, steps)
+                    threading.Event().wait(0.02)
+            case ["die", "once", file]:
+                if not Path(file).exists():
+                    Path(file).touch()
+                    os._exit(3)
+            case ["die"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case ["stop"]:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case ["hang"]:
+                threading.Event().wait()
+            case ["memory"]:
+                raise OutOfMemoryError("The device has no room.")
+            case ["bug"]:
+                raise ZeroDivisionError("a planted bug")
+        return super().draw(task, listener)
+
+
+def main() -> int:
+    """As a server, or with a pipe's number as its worker."""
+    if len(sys.argv) == 2 and sys.argv[1].isdecimal():
+        serve_tasks(RoughEngine(), connection_from(sys.argv[1]))
+    from sd35.cli import serve
+    from sd35.cli.main import main as command
+
+    serve.NULL_WORKER = (sys.executable, __file__)
+    return command(["serve", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

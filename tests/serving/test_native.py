@@ -1,0 +1,183 @@
+"""The native face, over real HTTP to a server with the null engine."""
+
+import hashlib
+import io
+import json
+
+from PIL import Image
+
+from .conftest import Served, ServerFactory
+
+
+def test_job_comes_to_its_picture(served: Served) -> None:
+    """A job is acknowledged with its place, drawn, and its picture is what its hash says."""
+    answer = served.client.post(
+        "/api/v1/jobs", json={"prompt": "a fox", "width": 64, "height": 32, "seed": 7, "n": 2}
+    )
+    assert answer.status_code == 202
+    accepted = answer.json()
+    assert answer.headers["location"] == f"/api/v1/jobs/{accepted['id']}"
+    job = served.end(accepted["id"])
+    assert (job["state"], job["attempts"], job["error"]) == ("succeeded", 1, None)
+    assert [image["seed"] for image in job["images"]] == [7, 8]
+    content = served.client.get(job["images"][0]["url"]).content
+    assert hashlib.sha256(content).hexdigest() == job["images"][0]["sha256"]
+    image = Image.open(io.BytesIO(content))
+    recipe = json.loads(image.text["sd35"])
+    assert image.size == (64, 32)
+    assert recipe["seed"] == 7
+    assert "prompt" not in recipe
+
+
+def test_gaps_are_filled_when_accepted(served: Served) -> None:
+    """What was not said is the model's recommendation, and the seed is fixed before anything is drawn."""
+    request = served.post()["request"]
+    assert (request["num_inference_steps"], request["guidance_scale"]) == (28, 4.0)
+    assert isinstance(request["seed"], int)
+
+
+def test_unknown_field_is_refused(served: Served) -> None:
+    """A misspelt field is named, not ignored."""
+    answer = served.client.post("/api/v1/jobs", json={"prompt": "a fox", "widht": 64})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_request"
+    assert "widht" in answer.json()["error"]["message"]
+
+
+def test_request_that_does_not_fit_is_refused_in_words(served: Served) -> None:
+    """The request's own checks answer at once, and a retry is not invited."""
+    answer = served.client.post("/api/v1/jobs", json={"prompt": "a fox", "width": 100})
+    assert answer.status_code == 400
+    assert "multiple of 16" in answer.json()["error"]["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_put_is_idempotent(served: Served) -> None:
+    """The same name and body give the same job; the same name with another body is a conflict."""
+    body = {"prompt": "a fox", "width": 64, "height": 64}
+    first = served.client.put("/api/v1/jobs/mine-1", json=body).json()
+    served.end(first["id"])
+    again = served.client.put("/api/v1/jobs/mine-1", json=body).json()
+    other = served.client.put("/api/v1/jobs/mine-1", json={**body, "prompt": "a cat"})
+    assert (again["id"], again["attempts"]) == (first["id"], 1)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_conflict")
+
+
+def test_list_pages_without_gap_or_repeat(served: Served) -> None:
+    """Following `next` shows every job once, newest first."""
+    made = [served.post(seed=seed)["id"] for seed in range(5)]
+    for job_id in made:
+        served.end(job_id)
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = served.client.get(
+            f"/api/v1/jobs?limit=2&state=succeeded&cursor={cursor}".removesuffix("&cursor=")
+        )
+        seen += [job["id"] for job in page.json()["data"]]
+        cursor = page.json()["next"]
+    assert seen[:5] == made[::-1]
+    assert len(seen) == len(set(seen))
+    assert served.client.get("/api/v1/jobs?cursor=nonsense").status_code == 400
+
+
+def test_events_are_replayed_from_the_last_one_seen(served: Served) -> None:
+    """A cut stream goes on after `Last-Event-ID`, and the end is its last word."""
+    job_id = served.post(num_inference_steps=4)["id"]
+    events = list(served.events(job_id))
+    ids = [int(event[0]) for event in events]
+    assert ids == sorted(set(ids))
+    assert events[-1][2]["state"] == "succeeded"
+    assert [data["done"] for _, name, data in events if name == "progress"] == [1, 2, 3, 4]
+    assert list(served.events(job_id, events[2][0])) == events[3:]
+
+
+def test_unknown_job_and_route_and_method(served: Served) -> None:
+    """Each has its code in the one shape of errors."""
+    for method, path, status, code in (
+        ("GET", "/api/v1/jobs/job_none", 404, "not_found"),
+        ("GET", "/api/v1/nothing", 404, "not_found"),
+        ("PATCH", "/api/v1/jobs", 405, "method_not_allowed"),
+        ("GET", "/files/..%2Fjobs.sqlite3", 404, "not_found"),
+        ("GET", "/files/.hidden", 404, "not_found"),
+    ):
+        answer = served.client.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_head_works_where_get_does(served: Served) -> None:
+    """HEAD has GET's status and headers, and no body."""
+    for path in ("/livez", "/readyz", "/api/v1/models", "/api/v1/jobs", "/v1/models"):
+        head, get = served.client.head(path), served.client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_foreign_host_name_is_refused(served: Served) -> None:
+    """A page that points its own name at this server gets nothing."""
+    assert served.client.get("/api/v1/models", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_long_body_is_refused(served: Served) -> None:
+    """A body beyond the limit is not read."""
+    answer = served.client.post("/api/v1/jobs", content=b"x" * 300_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
+    """A client can build its form from them."""
+    found = served.client.get("/api/v1/capabilities").json()
+    assert [model["id"] for model in found["models"]] == ["demo"]
+    assert found["output_formats"] == ["png", "jpeg", "webp"]
+
+
+def test_cancel_stops_within_a_step(start_server: ServerFactory) -> None:
+    """A running job ends at once, and the worker goes on with the next one."""
+    served = start_server(rough=True)
+    slow = served.post(prompt="slow")["id"]
+    served.until(slow, lambda name, data: name == "progress" and data["done"] >= 2)
+    assert served.client.delete(f"/api/v1/jobs/{slow}").json()["state"] == "cancelled"
+    pid = served.worker_pid()
+    assert served.end(served.post()["id"])["state"] == "succeeded"
+    assert served.worker_pid() == pid
+    assert served.job(slow)["progress"]["done"] < 100
+
+
+def test_cancelled_in_the_queue_is_never_drawn(start_server: ServerFactory) -> None:
+    """A waiting job that is cancelled has no attempt."""
+    served = start_server(rough=True)
+    slow, waiting = served.post(prompt="slow")["id"], served.post()["id"]
+    assert served.client.delete(f"/api/v1/jobs/{waiting}").json()["state"] == "cancelled"
+    served.client.delete(f"/api/v1/jobs/{slow}")
+    assert served.end(served.post()["id"])["state"] == "succeeded"
+    assert served.job(waiting)["attempts"] == 0
+
+
+def test_full_queue_says_when_to_come_again(start_server: ServerFactory) -> None:
+    """Beyond the bound: 429 with Retry-After, and not ready."""
+    served = start_server(rough=True, max_queued=1)
+    slow = served.post(prompt="slow")["id"]
+    served.until(slow, lambda name, data: name == "progress")
+    served.post()
+    answer = served.client.post("/api/v1/jobs", json={"prompt": "a fox"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert served.client.get("/readyz").status_code == 503
+
+
+def test_deadline_ends_a_job(start_server: ServerFactory) -> None:
+    """A job that is not done in time expires, wherever it is."""
+    served = start_server(rough=True)
+    job = served.end(served.post(prompt="slow", deadline_s=0.3)["id"])
+    assert (job["state"], job["error"]["code"]) == ("expired", "deadline_passed")
+
+
+def test_higher_priority_goes_first(start_server: ServerFactory) -> None:
+    """Of two waiting jobs the later one with the higher priority is drawn before."""
+    served = start_server(rough=True)
+    slow = served.post(prompt="slow")["id"]
+    served.until(slow, lambda name, data: name == "progress")
+    low, high = served.post(priority="low")["id"], served.post(priority="high")["id"]
+    assert (served.job(high)["queue_position"], served.job(low)["queue_position"]) == (0, 1)
+    served.client.delete(f"/api/v1/jobs/{slow}")
+    assert served.end(high)["started_at"] < served.end(low)["started_at"]
