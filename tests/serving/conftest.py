@@ -90,6 +90,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield start()
 
 
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose worker obeys prompts (`rough_worker.py`), shared by the tests of a file."""
+    with _servers(tmp_path_factory.mktemp("rough")) as start:
+        yield start(rough=True)
+
+
 @contextmanager
 def _servers(data_dir: Path) -> Iterator[ServerFactory]:
     started: list[Served] = []

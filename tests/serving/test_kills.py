@@ -16,10 +16,16 @@ JOBS = int(os.environ.get("SD35_KILL_JOBS", "20"))
 def test_worker_killed_in_the_middle(start_server: ServerFactory, tmp_path: Path) -> None:
     """kill -9 of the worker costs an attempt: each job has one result, and the server stayed up."""
     served = start_server(rough=True)
-    jobs = [served.post(prompt=f"brief {seed}", seed=seed)["id"] for seed in range(JOBS)]
-    for job_id in jobs[::5]:
-        served.until(job_id, lambda name, data: data.get("state") == "running")
+    jobs: list[str] = []
+    while len(jobs) < JOBS:
+        # One kill for each five, so that no job is struck twice.
+        five = [served.post(prompt="brief", seed=len(jobs) + i)["id"] for i in range(5)]
+        served.until(five[0], lambda name, data: name == "progress")
         os.kill(served.worker_pid(), signal.SIGKILL)
+        for job_id in five:
+            served.end(job_id)
+        jobs += five
+    assert served.client.get("/api/v1/stats").json()["worker"]["restarts"] == JOBS // 5
     _assert_each_has_one_result(served, jobs, tmp_path)
     assert served.process.poll() is None
 
@@ -29,7 +35,7 @@ def test_server_killed_in_the_middle(start_server: ServerFactory, tmp_path: Path
     first = start_server(rough=True)
     jobs = _post_all(first, tmp_path)
     served = first
-    for job_id in jobs[2::6]:
+    for job_id in jobs[2::9]:
         served.until(job_id, lambda name, data: data.get("state") in ("running", "succeeded"))
         served.kill()
         served = start_server(rough=True)
@@ -49,22 +55,20 @@ def test_server_killed_while_drawing_blames_nobody(start_server: ServerFactory) 
     assert served.job(slow)["attempts"] >= 3
 
 
-def test_job_that_kills_workers_is_given_up(start_server: ServerFactory) -> None:
+def test_job_that_kills_workers_is_given_up(rough: Served) -> None:
     """Two deaths over one job end it with the reason; others go on."""
-    served = start_server(rough=True)
-    poison, good = served.post(prompt="die")["id"], served.post()["id"]
-    job = served.end(poison)
+    poison, good = rough.post(prompt="die")["id"], rough.post()["id"]
+    job = rough.end(poison)
     assert (job["state"], job["attempts"], job["error"]["code"]) == ("failed", 2, "worker_died")
     assert "SIGKILL" in job["error"]["message"]
-    assert served.end(good)["state"] == "succeeded"
+    assert rough.end(good)["state"] == "succeeded"
 
 
-def test_unexpected_error_replaces_the_worker(start_server: ServerFactory) -> None:
+def test_unexpected_error_replaces_the_worker(rough: Served) -> None:
     """A worker with a bug is not trusted with another job."""
-    served = start_server(rough=True)
-    job = served.end(served.post(prompt="bug")["id"])
+    job = rough.end(rough.post(prompt="bug")["id"])
     assert "ZeroDivisionError: a planted bug" in job["error"]["message"]
-    assert served.end(served.post()["id"])["state"] == "succeeded"
+    assert rough.end(rough.post()["id"])["state"] == "succeeded"
 
 
 def test_stopped_worker_is_replaced(start_server: ServerFactory) -> None:
@@ -82,14 +86,13 @@ def test_worker_without_progress_is_replaced(start_server: ServerFactory) -> Non
     assert "no progress" in job["error"]["message"]
 
 
-def test_no_room_fails_the_job_and_keeps_the_worker(start_server: ServerFactory) -> None:
+def test_no_room_fails_the_job_and_keeps_the_worker(rough: Served) -> None:
     """A job that is too large is told so at the first attempt."""
-    served = start_server(rough=True)
-    job = served.end(served.post(prompt="memory")["id"])
-    pid = served.worker_pid()
+    job = rough.end(rough.post(prompt="memory")["id"])
+    pid = rough.worker_pid()
     assert (job["state"], job["attempts"], job["error"]["code"]) == ("failed", 1, "out_of_memory")
-    assert served.end(served.post()["id"])["state"] == "succeeded"
-    assert served.worker_pid() == pid
+    assert rough.end(rough.post()["id"])["state"] == "succeeded"
+    assert rough.worker_pid() == pid
 
 
 def test_worker_ends_with_its_server(start_server: ServerFactory) -> None:

@@ -131,26 +131,24 @@ def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
     assert found["output_formats"] == ["png", "jpeg", "webp"]
 
 
-def test_cancel_stops_within_a_step(start_server: ServerFactory) -> None:
+def test_cancel_stops_within_a_step(rough: Served) -> None:
     """A running job ends at once, and the worker goes on with the next one."""
-    served = start_server(rough=True)
-    slow = served.post(prompt="slow")["id"]
-    served.until(slow, lambda name, data: name == "progress" and data["done"] >= 2)
-    assert served.client.delete(f"/api/v1/jobs/{slow}").json()["state"] == "cancelled"
-    pid = served.worker_pid()
-    assert served.end(served.post()["id"])["state"] == "succeeded"
-    assert served.worker_pid() == pid
-    assert served.job(slow)["progress"]["done"] < 100
+    slow = rough.post(prompt="slow")["id"]
+    rough.until(slow, lambda name, data: name == "progress" and data["done"] >= 2)
+    assert rough.client.delete(f"/api/v1/jobs/{slow}").json()["state"] == "cancelled"
+    pid = rough.worker_pid()
+    assert rough.end(rough.post()["id"])["state"] == "succeeded"
+    assert rough.worker_pid() == pid
+    assert rough.job(slow)["progress"]["done"] < 100
 
 
-def test_cancelled_in_the_queue_is_never_drawn(start_server: ServerFactory) -> None:
+def test_cancelled_in_the_queue_is_never_drawn(rough: Served) -> None:
     """A waiting job that is cancelled has no attempt."""
-    served = start_server(rough=True)
-    slow, waiting = served.post(prompt="slow")["id"], served.post()["id"]
-    assert served.client.delete(f"/api/v1/jobs/{waiting}").json()["state"] == "cancelled"
-    served.client.delete(f"/api/v1/jobs/{slow}")
-    assert served.end(served.post()["id"])["state"] == "succeeded"
-    assert served.job(waiting)["attempts"] == 0
+    slow, waiting = rough.post(prompt="slow")["id"], rough.post()["id"]
+    assert rough.client.delete(f"/api/v1/jobs/{waiting}").json()["state"] == "cancelled"
+    rough.client.delete(f"/api/v1/jobs/{slow}")
+    assert rough.end(rough.post()["id"])["state"] == "succeeded"
+    assert rough.job(waiting)["attempts"] == 0
 
 
 def test_full_queue_says_when_to_come_again(start_server: ServerFactory) -> None:
@@ -165,19 +163,17 @@ def test_full_queue_says_when_to_come_again(start_server: ServerFactory) -> None
     assert served.client.get("/readyz").status_code == 503
 
 
-def test_deadline_ends_a_job(start_server: ServerFactory) -> None:
+def test_deadline_ends_a_job(rough: Served) -> None:
     """A job that is not done in time expires, wherever it is."""
-    served = start_server(rough=True)
-    job = served.end(served.post(prompt="slow", deadline_s=0.3)["id"])
+    job = rough.end(rough.post(prompt="slow", deadline_s=0.3)["id"])
     assert (job["state"], job["error"]["code"]) == ("expired", "deadline_passed")
 
 
-def test_higher_priority_goes_first(start_server: ServerFactory) -> None:
+def test_higher_priority_goes_first(rough: Served) -> None:
     """Of two waiting jobs the later one with the higher priority is drawn before."""
-    served = start_server(rough=True)
-    slow = served.post(prompt="slow")["id"]
-    served.until(slow, lambda name, data: name == "progress")
-    low, high = served.post(priority="low")["id"], served.post(priority="high")["id"]
-    assert (served.job(high)["queue_position"], served.job(low)["queue_position"]) == (0, 1)
-    served.client.delete(f"/api/v1/jobs/{slow}")
-    assert served.end(high)["started_at"] < served.end(low)["started_at"]
+    slow = rough.post(prompt="slow")["id"]
+    rough.until(slow, lambda name, data: name == "progress")
+    low, high = rough.post(priority="low")["id"], rough.post(priority="high")["id"]
+    assert (rough.job(high)["queue_position"], rough.job(low)["queue_position"]) == (0, 1)
+    rough.client.delete(f"/api/v1/jobs/{slow}")
+    assert rough.end(high)["started_at"] < rough.end(low)["started_at"]
