@@ -21,7 +21,8 @@ def test_flag_wins_over_environment_over_default() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "many"), ("PORT", "70000"), ("ENGINE", "other"), ("MAX_QUEUED", "0"), ("PROMPT_IN_PICTURES", "2"),
+    [("PORT", "many"), ("PORT", "70000"), ("ENGINE", "other"), ("MAX_QUEUED", "0"),
+     ("PROMPT_IN_PICTURES", "2"),
      ("MODELS", "stranger"), ("MODELS", ","), ("STEP_S", "0")],
 )  # fmt: skip
 def test_nonsense_is_refused(name: str, value: str) -> None:
