@@ -15,7 +15,7 @@ Activations follow formulas, in units that the network itself has:
     step    12.5 x rows x tokens x channels x itemsize     a block's tokens, heads, hidden values at their most
     table   steps x rows x rows of the modulations x channels x itemsize
     decode  6 x the finest activation, whole               C x H x W x itemsize with the first level's C
-            1.1 x the finest activation + strips           (`vae_strips.py`)
+            1.07 x the finest activation + 6.5 strips of twice its channels (`vae_strips.py`)
 
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside its
 weights, the formula says 0.50; a whole decode took 1.6 GiB with its weights, the formula 1.59. RESERVE is for
@@ -23,8 +23,8 @@ cuBLAS's workspace (32 MiB) and the allocator's rounding: Large with its AdaLN o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from sd35.errors import DeviceError
 from sd35.request import Settings
@@ -38,8 +38,8 @@ from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
-STRIPS_FACTOR = 1.1
-STRIP_FACTOR = 12  # strips of the finest activation that live at once, of twice its channels
+STRIPS_FACTOR = 1.07
+STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
 RESERVE = 128 << 20
 ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, a few times over
 LARGEST_SIDE, SIDE_STEP = 4096, 64  # what `largest_square` looks through
@@ -87,8 +87,8 @@ class MemoryPlan:
 
     @property
     def moves(self) -> bool:
-        """Whether any weights travel."""
-        return not (self.encoders_stay and self.modulations_stay and self.blocks_stay and self.vae_stays)
+        """Whether any weights travel, so that they are loaded into host memory."""
+        return self.name != "resident"
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,12 @@ def choose(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
     raise too_large(sizes, work, budget)
 
 
+def choose_or_smallest(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
+    """The fastest plan that fits, else the smallest: smaller work than this may still fit it."""
+    plans = list(ladder())
+    return next((plan for plan in plans if budget is None or peak(plan, sizes, work) <= budget), plans[-1])
+
+
 def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work) -> MemoryPlan | None:
     """The next plan down the ladder that needs less than this one, None below the last."""
     used = peak(plan, sizes, work)
@@ -185,6 +191,19 @@ def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:
     return None
 
 
+def described(plan: MemoryPlan) -> str:
+    """The plan in a few words."""
+    return f"{plan.name}{_remarks(plan)}"
+
+
+def as_dict(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> dict[str, Any]:
+    """The plan and its table, for JSON."""
+    table = [
+        {"stage": stage.name, "on_card": stage.on_card, "bytes": stage.bytes} for stage in stages(plan, sizes, work)
+    ]
+    return {**asdict(plan), "budget_bytes": budget, "stages": table}
+
+
 def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> str:
     """The plan for people: stage, what is on the card, bytes, headroom."""
     rows = [("stage", "on the card", "peak", "headroom")]
@@ -196,7 +215,7 @@ def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     within = "" if budget is None else f" within {gibibytes(budget)}"
-    return "\n".join([f"plan: {plan.name}{within}{_remarks(plan)}", *lines])
+    return "\n".join([f"plan: {described(plan)}{within}", *lines])
 
 
 def gibibytes(count: int) -> str:
@@ -212,7 +231,7 @@ def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
         return WHOLE_DECODE_FACTOR * finest
     coarse = sizes.vae_config.channels[-1] * (work.width * work.height // PIXELS_PER_LATENT**2) * sizes.itemsize
     strip = STRIP_FACTOR * 2 * row * min(STRIP_ROWS, work.height)
-    return max(round(STRIPS_FACTOR * finest) + strip, WHOLE_DECODE_FACTOR * 2 * coarse)
+    return max(round(STRIPS_FACTOR * finest + strip), WHOLE_DECODE_FACTOR * 2 * coarse)
 
 
 def table_rows(config: MMDiTConfig) -> int:

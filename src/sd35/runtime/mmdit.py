@@ -98,6 +98,11 @@ class MMDiT(nn.Module):
         last.copy_(self.final_modulation(condition).unflatten(-1, (FINAL_ROWS, -1)))
         return Conditioning(self.context_embed(sequence), table)
 
+    def modulation_layers(self) -> list[nn.Module]:
+        """The AdaLN layers in the order in which `condition` calls them; nothing else ever does."""
+        pairs = [(block.sample_modulation, block.context_modulation) for block in self._blocks()]
+        return [*(layer for pair in pairs for layer in pair), self.final_modulation]
+
     def forward(
         self, latents: Tensor, context: Tensor, table: Tensor, skip_layers: tuple[int, ...] = ()
     ) -> Tensor:

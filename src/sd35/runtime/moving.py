@@ -15,7 +15,7 @@ The dock counts what it lends; with the CPU for a card, the movement is the same
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +70,10 @@ class _Value:
 
 
 class Cargo:
-    """All values of a module, side by side; `nbytes` is the room that they take."""
+    """All values of a module but for those `without`, side by side; `nbytes` is the room that they take."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._values = list(_values_of(module))
+    def __init__(self, module: nn.Module, without: Collection[nn.Module] = ()) -> None:
+        self._values = _values_of(module, without)
         self._packed: Tensor | None = None
         self.nbytes = cargo_bytes(value.home for value in self._values)
 
@@ -108,19 +108,20 @@ class Cargo:
 
 
 class Visit:
-    """A module that is on the card as a whole between `arrive` and `leave`; its call lets it arrive."""
+    """A module's values that are on the card together between `arrive` and `leave`; its call brings them."""
 
-    def __init__(self, module: nn.Module, dock: Dock, before: Callable[[], None] | None = None) -> None:
-        self._cargo, self._dock, self._before = Cargo(module), dock, before
+    def __init__(
+        self, cargo: Cargo, called: nn.Module, dock: Dock, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self._cargo, self._dock, self._before = cargo, dock, before
         self._room: Tensor | None = None
-        self._hook = module.register_forward_pre_hook(lambda *_: self.arrive())
+        self._hook = called.register_forward_pre_hook(lambda *_: self.arrive())
 
     def arrive(self) -> None:
         """Be on the card; nothing happens if it is there."""
         if self._room is not None:
             return
-        if self._before is not None:
-            self._before()
+        self._before()
         self._room = self._dock.room(self._cargo.nbytes)
         self._cargo.copy_into(self._room)
         self._cargo.appear_in(self._room)
@@ -146,17 +147,20 @@ class Parade:
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], dock: Dock, *, repeats: bool, packed: bool = False
+        self,
+        modules: Sequence[nn.Module],
+        cargos: Sequence[Cargo],
+        dock: Dock,
+        *,
+        repeats: bool,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        self._cargos = [Cargo(module) for module in modules]
+        self._cargos, self._before = cargos, before
         self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device)
         self._rooms: list[Tensor] = []
         self._free: list[Any] = [None, None]  # when each room's last reader is done
         self._coming: tuple[int, int, Any] | None = None  # who, into which room, when it is there
         self._working: tuple[int, int] | None = None
-        if packed and dock.device.type == "cuda":
-            for cargo in self._cargos:
-                cargo.pack()
         self._hooks = [hook for i, module in enumerate(modules) for hook in self._hook(i, module)]
 
     @property
@@ -190,6 +194,7 @@ class Parade:
 
     def _arrive(self, i: int) -> None:
         if not self._rooms:
+            self._before()
             self._rooms = [self._dock.room(self.room_bytes // 2) for _ in range(2)]
             self._free = [self._lane.now(), self._lane.now()]
         if self._coming is None or self._coming[0] != i:
@@ -260,9 +265,12 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _values_of(module: nn.Module) -> list[_Value]:
+def _values_of(module: nn.Module, without: Collection[nn.Module]) -> list[_Value]:
     values, offset = [], 0
+    left_out = {id(inner) for left in without for inner in left.modules()}
     for owner in module.modules():
+        if id(owner) in left_out:
+            continue
         for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
             if tensor is None:
                 continue
