@@ -33,11 +33,13 @@ from sd35.runtime.joint_block import MODULATIONS, MODULATIONS_DUAL, MODULATIONS_
 from sd35.runtime.mmdit import FINAL_ROWS, MMDiTConfig
 from sd35.runtime.moving import ALIGNMENT
 from sd35.runtime.sizes import Sizes
+from sd35.runtime.vae import VaeConfig
 from sd35.runtime.vae_strips import STRIP_ROWS
 from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
+COARSE_FACTOR = 12
 STRIPS_FACTOR = 1.07
 STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
 RESERVE = 128 << 20
@@ -225,13 +227,17 @@ def gibibytes(count: int) -> str:
 
 def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
     """Beside the VAE's weights; pictures are decoded one at a time."""
-    row = sizes.vae_config.channels[0] * work.width * sizes.itemsize
-    finest = row * work.height
-    if not plan.strips:
-        return WHOLE_DECODE_FACTOR * finest
-    coarse = sizes.vae_config.channels[-1] * (work.width * work.height // PIXELS_PER_LATENT**2) * sizes.itemsize
-    strip = STRIP_FACTOR * 2 * row * min(STRIP_ROWS, work.height)
-    return max(round(STRIPS_FACTOR * finest + strip), WHOLE_DECODE_FACTOR * 2 * coarse)
+    return decode_bytes(sizes.vae_config, work.width, work.height, sizes.itemsize, strips=plan.strips)
+
+
+def decode_bytes(config: VaeConfig, width: int, height: int, itemsize: int, *, strips: bool) -> int:
+    """Activations of one picture's decode; in strips the coarsest level, which runs whole, may be the most."""
+    row = config.channels[0] * width * itemsize
+    if not strips:
+        return WHOLE_DECODE_FACTOR * row * height
+    coarsest = config.channels[-1] * (width * height // PIXELS_PER_LATENT**2) * itemsize
+    strip = 2 * row * min(STRIP_ROWS, height)
+    return max(round(STRIPS_FACTOR * row * height + STRIP_FACTOR * strip), COARSE_FACTOR * coarsest)
 
 
 def table_rows(config: MMDiTConfig) -> int:

@@ -8,10 +8,12 @@ time between drawings: all parts go home to host memory, and what stays by the n
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from sd35.errors import DeviceError
 from sd35.runtime import memory
 from sd35.runtime.encoders import TextEncoder, TextEncoders
 from sd35.runtime.memory import MemoryPlan, Work
@@ -63,9 +65,17 @@ class Residence:
         )  # fmt: skip
         self.change(smaller)
 
-    def too_large(self, work: Work) -> Exception:
+    def too_large(self, work: Work) -> DeviceError:
         """The error for work for which the device had no room, whatever it promised."""
         return memory.too_large(self.sizes, work, memory.peak(self.plan, self.sizes, work) - 1)
+
+    def table(self, work: Work) -> str:
+        """The plan for this work, for people."""
+        return memory.table_text(self.plan, self.sizes, work, self.budget)
+
+    def as_dict(self, work: Work) -> dict[str, Any]:
+        """The plan for this work, for JSON."""
+        return memory.as_dict(self.plan, self.sizes, work, self.budget)
 
     @contextmanager
     def stage(self) -> Iterator[None]:
