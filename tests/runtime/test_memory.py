@@ -77,34 +77,44 @@ def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "gibibytes", "name", "blocks_stay"),
+    ("variant", "gibibytes", "name", "blocks_stay", "passing"),
     [
-        ("large", 24.0, "resident", True),
-        ("large", 7.2, "staged", True),
-        ("large", 6.2, "staged", False),
-        ("large", 5.2, "streamed", False),
-        ("large", 3.2, "streamed", False),
-        ("medium", 3.2, "staged", False),
-        ("demo", 3.2, "resident", True),
+        ("large", 24.0, "resident", True, 0.0),
+        ("large", 7.2, "staged", True, 0.0),
+        ("large", 6.2, "staged", False, 0.0),
+        ("large", 5.2, "streamed", True, 0.5),
+        ("large", 3.2, "streamed", True, 0.75),
+        ("medium", 3.2, "staged", False, 0.0),
+        ("demo", 3.2, "resident", True, 0.0),
     ],
 )
-def test_a_budget_chooses_its_plan(variant: str, gibibytes: float, name: str, blocks_stay: bool) -> None:
+def test_a_budget_chooses_its_plan(
+    variant: str, gibibytes: float, name: str, blocks_stay: bool, passing: float
+) -> None:
     """The fastest plan that fits, and it fits in every stage."""
     budget, found = round(gibibytes * GIB), sizes(variant)
     plan = memory.choose(found, GUIDED, budget)
-    assert (plan.name, plan.blocks_stay) == (name, blocks_stay)
+    assert (plan.name, plan.blocks_stay, plan.passing) == (name, blocks_stay, passing)
     assert all(stage.bytes <= budget for stage in memory.stages(plan, found, GUIDED))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_ladder_goes_down(variant: str) -> None:
-    """No rung needs more than the one above it at the variant's own size, and the last needs the least."""
+def test_the_last_rung_is_the_lowest(variant: str) -> None:
+    """At the variant's own size nothing needs more than the first plan, and nothing less than the last."""
     own = VARIANTS[variant]
     work = Work(own.native_size, own.native_size, 1, own.num_inference_steps, 333, own.guidance_scale > 1)
     found = sizes(variant)
     peaks = [memory.peak(plan, found, work) for plan in memory.ladder()]
-    assert peaks == sorted(peaks, reverse=True)
-    assert peaks[-1] < peaks[0]
+    assert max(peaks) == peaks[0] > peaks[-1] == min(peaks)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 9), (0.5, 19), (0.75, 28), (1.0, 38)])
+def test_passing_blocks_are_spread(share: float, count: int) -> None:
+    """As many as the share says, with equal distances but for one."""
+    passing = memory.passing_blocks(memory.MemoryPlan("streamed", passing=share), 38)
+    assert len(passing) == count
+    gaps = {after - before for before, after in zip(passing[:-1], passing[1:], strict=True)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_t5_and_the_decoder_keep_their_promises(large: Sizes) -> None:

@@ -8,7 +8,7 @@ Plans are rungs of one ladder, from the fastest to the smallest; the first whose
 | staged   | in this order: the text encoders (T5 passes layer by layer), the VAE's full-size activations (it decodes
 |          | in strips), the AdaLN layers (they pass, and leave their table), both halves of guidance at once, and
 |          | blocks and VAE while it is not their turn |
-| streamed | the joint blocks pass through two rooms in each step |
+| streamed | a quarter of the joint blocks, half, three quarters, all: they pass through two rooms in each step |
 
 Activations follow formulas, in units that the network itself has:
 
@@ -44,6 +44,7 @@ STRIPS_FACTOR = 1.07
 STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
 RESERVE = 128 << 20
 ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, a few times over
+PASSING_SHARES = (0.25, 0.5, 0.75, 1.0)
 LARGEST_SIDE, SIDE_STEP = 4096, 64  # what `largest_square` looks through
 
 Name = Literal["resident", "staged", "streamed"]
@@ -85,7 +86,7 @@ class MemoryPlan:
     one_pass: bool = True  # guidance as a batch of two; else two passes, one after the other
     blocks_stay: bool = True
     vae_stays: bool = True
-    blocks_pass: bool = False
+    passing: float = 0.0  # the share of the blocks that passes in each step, while the others stay
 
     @property
     def moves(self) -> bool:
@@ -111,16 +112,21 @@ class Stage:
 def ladder() -> Iterator[MemoryPlan]:
     """All plans, the fastest first: each gives up what costs the least time for its memory."""
     yield MemoryPlan("resident")
-    staged = {"encoders_stay": False}
+    staged: dict[str, Any] = {"encoders_stay": False}
     yield MemoryPlan("staged", **staged)
     for given_up in ("strips", "modulations_stay"):
         staged[given_up] = given_up == "strips"
         yield MemoryPlan("staged", **staged)
     yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False)
     yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False, one_pass=False)
-    streamed = {**staged, "blocks_stay": False, "vae_stays": False, "blocks_pass": True}
-    yield MemoryPlan("streamed", **streamed)
-    yield MemoryPlan("streamed", **streamed, one_pass=False)
+    for share in PASSING_SHARES:
+        yield MemoryPlan("streamed", **staged, vae_stays=False, passing=share)
+    yield MemoryPlan("streamed", **staged, vae_stays=False, passing=1.0, one_pass=False)
+
+
+def passing_blocks(plan: MemoryPlan, num_layers: int) -> list[int]:
+    """The numbers of the blocks that pass, spread evenly, so that each has time to come."""
+    return [i for i in range(num_layers) if int((i + 1) * plan.passing) > int(i * plan.passing)]
 
 
 def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
@@ -252,7 +258,7 @@ def _always(plan: MemoryPlan, sizes: Sizes) -> tuple[int, list[str]]:
     parts = [
         (plan.encoders_stay, "encoders", sizes.encoders),
         (plan.modulations_stay, "AdaLN", sizes.modulations),
-        (plan.blocks_stay, "blocks", sizes.blocks),
+        (plan.blocks_stay and plan.passing < 1, "blocks", sizes.blocks - _passing_bytes(plan, sizes)),
         (True, "embedders", sizes.rest),
         (plan.vae_stays, "VAE", sizes.vae),
     ]
@@ -262,9 +268,14 @@ def _always(plan: MemoryPlan, sizes: Sizes) -> tuple[int, list[str]]:
 
 def _loop_blocks(plan: MemoryPlan, sizes: Sizes) -> tuple[int, str | bool]:
     """What comes for the loop."""
-    if plan.blocks_stay:
-        return 0, False
-    return (2 * _room(sizes.largest_block), "blocks passing") if plan.blocks_pass else (sizes.blocks, "blocks")
+    if not plan.blocks_stay:
+        return sizes.blocks, "blocks"
+    passing = [sizes.block_bytes[i] for i in passing_blocks(plan, len(sizes.block_bytes))]
+    return (2 * _room(max(passing)), f"{len(passing)} blocks passing") if passing else (0, False)
+
+
+def _passing_bytes(plan: MemoryPlan, sizes: Sizes) -> int:
+    return sum(sizes.block_bytes[i] for i in passing_blocks(plan, len(sizes.block_bytes)))
 
 
 def _table(sizes: Sizes, work: Work) -> int:

@@ -138,16 +138,15 @@ class Residence:
         else:
             cargos = [self._packed(Cargo(layer)) for layer in modulations]
             self._guests.append(Parade(modulations, cargos, self.dock, repeats=False))
-        blocks = list(mmdit.blocks)
-        if plan.blocks_stay:
-            for block in blocks:
-                self._settle(block, modulations)
-        elif plan.blocks_pass:
-            cargos = [self._packed(Cargo(block, without=modulations)) for block in blocks]
-            self._guests.append(Parade(blocks, cargos, self.dock, repeats=True))
-        else:
+        if not plan.blocks_stay:
             cargo = self._packed(Cargo(mmdit.blocks, without=modulations))
             self._guests.append(Visit(cargo, mmdit, self.dock))
+            return
+        passing = [mmdit.blocks[i] for i in memory.passing_blocks(plan, len(mmdit.blocks))]
+        self._settle(mmdit.blocks, [*modulations, *passing])
+        if passing:
+            cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True))
 
     def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
         """Move a module to the device for good, but for some modules below it."""

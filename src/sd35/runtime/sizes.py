@@ -23,8 +23,8 @@ _SCALE_BYTES = 4
 class Sizes:
     """Bytes of weights by what moves together; shapes for the formulas of activations.
 
-    `modulations` are the AdaLN layers, `largest_modulation` one of them; `blocks` is all else in the joint
-    blocks; `rest` is what the transformer has beside both. `t5_tables` is T5 but for its layers.
+    `modulations` are the AdaLN layers, `largest_modulation` one of them; `block_bytes` is all else in each of
+    the joint blocks; `rest` is what the transformer has beside both. `t5_tables` is T5 but for its layers.
     """
 
     clips: tuple[int, int]
@@ -33,8 +33,7 @@ class Sizes:
     largest_t5_layer: int
     modulations: int
     largest_modulation: int
-    blocks: int
-    largest_block: int
+    block_bytes: tuple[int, ...]
     rest: int
     vae: int
     mmdit: MMDiTConfig
@@ -45,6 +44,11 @@ class Sizes:
     def encoders(self) -> int:
         """All of the three."""
         return sum(self.clips) + self.t5_tables + self.t5_layers
+
+    @property
+    def blocks(self) -> int:
+        """All blocks without their AdaLN layers."""
+        return sum(self.block_bytes)
 
     @property
     def total(self) -> int:
@@ -75,8 +79,7 @@ def sizes_of(
         largest_t5_layer=max(t5_layers, default=0),
         modulations=sum(modulations.values()),
         largest_modulation=max(modulations.values()),
-        blocks=sum(blocks),
-        largest_block=max(blocks),
+        block_bytes=tuple(blocks),
         rest=sum(others.values()) - sum(blocks),
         vae=sum(size for name, size in parts["vae"].items() if not name.startswith("encoder.")),
         mmdit=mmdit,
