@@ -21,9 +21,9 @@ class RuntimeConfig:
     the checkpoint does not hold in FP8. `kernels` names the implementation of the MMDiT's operations:
     `reference` is plain PyTorch, `triton` our fused kernels beside the card's FP8 tensor cores. `attention`
     names the implementation of attention. A name other than `auto` is a demand and never falls back.
-    `cuda_graphs` lets a card replay a whole denoising step as one recorded graph. `max_vram` is the memory that
-    may be allocated on the device, "7.2GiB" or a number of bytes; without it, what is free on a card. What a
-    driver takes for itself comes on top, about 0.5 GiB: a card of 8 GB leaves 7.2 GiB.
+    `cuda_graphs` lets a card replay a whole denoising step as one recorded graph. `max_vram` is the memory
+    that may be allocated on the device, "7.2GiB" or a number of bytes; without it, what is free on a card.
+    What a driver takes for itself comes on top, about 0.5 GiB: a card of 8 GB leaves 7.2 GiB.
     """
 
     device: str = "auto"

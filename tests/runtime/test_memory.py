@@ -1,5 +1,6 @@
 """Memory plans: arithmetic that can be checked by hand, and sizes that are the loaded model's own."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,11 @@ def test_a_third_of_large_is_adaln(large: Sizes) -> None:
 def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
     """On an H100: a guided step beside its weights, a whole decode, the loop with AdaLN on the card."""
     resident = next(memory.ladder())
-    _, tables, loop, decode = memory.stages(resident, large, GUIDED)
+    _, tables, loop, _ = memory.stages(resident, large, GUIDED)
     assert 0.48 * GIB < loop.activations - tables.activations < 0.54 * GIB
-    assert large.vae + memory.decode_activations(resident, large, GUIDED) == pytest.approx(1.6 * GIB, rel=0.05)
+    assert large.vae + memory.decode_activations(resident, large, GUIDED) == pytest.approx(
+        1.6 * GIB, rel=0.05
+    )
     alone = loop.bytes - large.encoders - large.vae
     assert alone == pytest.approx(8.3 * GIB, rel=0.05)
     assert tables.activations == 28 * 2 * (38 * 12 - 6 + 2 + 2) * 2432 * 2
@@ -113,7 +116,7 @@ def test_passing_blocks_are_spread(share: float, count: int) -> None:
     """As many as the share says, with equal distances but for one."""
     passing = memory.passing_blocks(memory.MemoryPlan("streamed", passing=share), 38)
     assert len(passing) == count
-    gaps = {after - before for before, after in zip(passing[:-1], passing[1:], strict=True)}
+    gaps = {after - before for before, after in itertools.pairwise(passing)}
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
@@ -130,7 +133,7 @@ def test_the_next_smaller_plan_is_smaller(large: Sizes) -> None:
     while plan is not None:
         peaks.append(memory.peak(plan, large, GUIDED))
         plan = memory.smaller_than(plan, large, GUIDED)  # type: ignore[assignment]
-    assert all(after < before for before, after in zip(peaks[:-1], peaks[1:], strict=True))
+    assert all(after < before for before, after in itertools.pairwise(peaks))
     assert peaks[-1] == min(memory.peak(plan, large, GUIDED) for plan in memory.ladder())
 
 

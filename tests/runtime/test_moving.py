@@ -1,5 +1,7 @@
 """Weights that travel: equal results, the right order, and never more room than was said."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ def layers() -> list[nn.Linear]:
     """Four linear layers of unequal size that follow one another."""
     torch.manual_seed(0)
     widths = [5, 300, 40, 7, 9]
-    return [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    return [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
 
 
 def run(layers: list[nn.Linear], x: Tensor) -> Tensor:

@@ -46,9 +46,7 @@ def bytes_of_modules(*modules: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=[f"{i}-{plan.name}" for i, plan in enumerate(PLANS)])
-def test_the_picture_is_the_residents(
-    plan: MemoryPlan, movable: Pipeline, small: GenerationRequest
-) -> None:
+def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small: GenerationRequest) -> None:
     """By every plan, to the last bit where nothing is computed in pieces, and twice in a row."""
     movable.residence.change(PLANS[0])
     expected = drawn(movable, small)
@@ -66,13 +64,15 @@ def test_the_smallest_plan_holds_what_its_table_says(movable: Pipeline, small: G
     residence.dock.peak = 0
     drawn(movable, small)
     work = Work.of(small.pictures(movable.variant)[0].settings, 1)
-    said = max(stage.weights for stage in memory.stages(PLANS[-1], residence.sizes, work)) - residence.sizes.rest
+    said = (
+        max(stage.weights for stage in memory.stages(PLANS[-1], residence.sizes, work)) - residence.sizes.rest
+    )
     assert residence.dock.peak <= said
     assert residence.dock.peak == pytest.approx(said, rel=0.05)
 
 
 def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
-    """The table is made with two AdaLN layers on the device at most, and is the resident's to the last bit."""
+    """The table is made with two AdaLN layers on the device at most, and is the same to the last bit."""
     mmdit, residence = movable.mmdit, movable.residence
     text = torch.randn(2, 9, mmdit.config.text_channels, dtype=torch.bfloat16)
     pooled = torch.randn(2, mmdit.config.pooled_channels, dtype=torch.bfloat16)
@@ -121,7 +121,9 @@ def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
     assert pipeline.residence.fit(more) == (memory.peak(PLANS[0], sizes, more) > budget)
     assert memory.peak(pipeline.residence.plan, sizes, more) <= budget
     with pytest.raises(DeviceError, match="largest square that fits"):
-        pipeline.generate(GenerationRequest("a fox", width=512, height=512, num_images=64, num_inference_steps=28))
+        pipeline.generate(
+            GenerationRequest("a fox", width=512, height=512, num_images=64, num_inference_steps=28)
+        )
 
 
 def failing(times: int, original: Callable) -> Callable:  # type: ignore[type-arg]

@@ -83,7 +83,7 @@ def test_the_picture_is_the_wholes(config: VaeConfig, size: tuple[int, int]) -> 
 
 @torch.inference_mode()
 def test_faithful_in_bf16_on_a_drawn_picture(pipeline_fp8: Pipeline, fox: GenerationRequest) -> None:
-    """The demo's VAE on latents that it was trained for: at least 45 dB, and no row is worse than the rest."""
+    """The demo's VAE on latents that it was trained for: at least 45 dB, and no row stands out."""
     from sd35.runtime.encoders import encode
     from sd35.runtime.latents import initial_latents
 

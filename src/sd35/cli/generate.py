@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-vram",
         metavar="SIZE",
-        help="memory that may be allocated on the device, such as 7.2GiB for a card of 8 GB (default: what is "
-        "free); with less, parts of the model take turns on it",
+        help="memory that may be allocated on the device, such as 7.2GiB for a card of 8 GB (default: what "
+        "is free); with less, parts of the model take turns on it",
     )
     parser.add_argument(
         "-o", "--output", default="outputs", help="a .png file or a folder (default: outputs)"

@@ -69,7 +69,9 @@ class TextEncoders:
         from_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
         from_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
         clips = [self._padded(row_l[0], row_g[0]) for row_l, row_g in zip(from_l, from_g, strict=True)]
-        pooled = [torch.cat([row_l[1], row_g[1]], dim=-1) for row_l, row_g in zip(from_l, from_g, strict=True)]
+        pooled = [
+            torch.cat([row_l[1], row_g[1]], dim=-1) for row_l, row_g in zip(from_l, from_g, strict=True)
+        ]
         t5s = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clips)
         rows = [torch.cat([clip, t5], dim=1) for clip, t5 in zip(clips, t5s, strict=True)]
         return [PromptEmbeds(*row) for row in zip(rows, pooled, strict=True)]

@@ -7,7 +7,7 @@ one runs at a time.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Recorder:
 
     def _record(self, mmdit: MMDiT, step: Step) -> Recording:
         copies = {name: tensor.clone() for name, tensor in _tensors(step).items()}
-        step = replace(step, **copies)
+        step = Step(**copies, guided=step.guided, skip_layers=step.skip_layers, one_pass=step.one_pass)
         # Libraries choose kernels and allocate workspaces at their first call, which no graph may record.
         side = torch.cuda.Stream(step.latents.device)
         side.wait_stream(torch.cuda.current_stream())
@@ -78,4 +78,9 @@ def _tensors(step: Step) -> dict[str, Tensor]:
 def _kind(step: Step) -> tuple[object, ...]:
     """What a recording can't change: shapes, dtypes, and what is computed."""
     tensors = _tensors(step).values()
-    return (*((tensor.shape, tensor.dtype) for tensor in tensors), step.guided, step.skip_layers, step.one_pass)
+    return (
+        *((tensor.shape, tensor.dtype) for tensor in tensors),
+        step.guided,
+        step.skip_layers,
+        step.one_pass,
+    )

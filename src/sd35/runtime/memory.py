@@ -5,21 +5,22 @@ Plans are rungs of one ladder, from the fastest to the smallest; the first whose
 | plan | what leaves the card |
 |---|---|
 | resident | nothing |
-| staged   | in this order: the text encoders (T5 passes layer by layer), the VAE's full-size activations (it decodes
-|          | in strips), the AdaLN layers (they pass, and leave their table), both halves of guidance at once, and
-|          | blocks and VAE while it is not their turn |
-| streamed | a quarter of the joint blocks, half, three quarters, all: they pass through two rooms in each step |
+| staged | one after the other: the text encoders (T5 passes layer by layer); the VAE's full-size activations (it
+decodes in strips); the AdaLN layers (they pass, and leave their table); blocks and VAE while it is not their
+turn; half of a step's activations (guidance's halves take turns) |
+| streamed | a quarter of the joint blocks, half, three quarters, all: in each step they pass through two rooms |
 
 Activations follow formulas, in units that the network itself has:
 
-    step    12.5 x rows x tokens x channels x itemsize     a block's tokens, heads, hidden values at their most
+    step    12.5 x rows x tokens x channels x itemsize     tokens, heads, hidden values of a block
     table   steps x rows x rows of the modulations x channels x itemsize
-    decode  6 x the finest activation, whole               C x H x W x itemsize with the first level's C
-            1.07 x the finest activation + 6.5 strips of twice its channels (`vae_strips.py`)
+    decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
+            1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
 
-The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside its
-weights, the formula says 0.50; a whole decode took 1.6 GiB with its weights, the formula 1.59. RESERVE is for
-cuBLAS's workspace (32 MiB) and the allocator's rounding: Large with its AdaLN on the card peaked at 8.3 GiB.
+The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
+its weights, the formula says 0.52; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
+strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
+rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.4.
 """
 
 from collections.abc import Iterator
@@ -137,12 +138,15 @@ def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
     passing = 0 if plan.modulations_stay else 2 * _room(sizes.largest_modulation)
     loop_blocks, loop_words = _loop_blocks(plan, sizes)
     decoder = 0 if plan.vae_stays else sizes.vae
+    table, step = _table(sizes, work), _step(plan, sizes, work)
+    decode = decode_activations(plan, sizes, work)
+    guests = _and(words, not plan.encoders_stay and "encoders in turn")
     return [
-        Stage("encode", _and(words, not plan.encoders_stay and "encoders in turn"), always + visiting, ENCODE_ACTIVATIONS),
-        Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, _table(sizes, work)),
-        Stage("loop", _and(words, loop_words), always + loop_blocks, _table(sizes, work) + _step(plan, sizes, work)),
-        Stage("decode", _and(words, decoder > 0 and "VAE"), always + decoder, decode_activations(plan, sizes, work)),
-    ]  # fmt: skip
+        Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
+        Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
+        Stage("loop", _and(words, loop_words), always + loop_blocks, table + step),
+        Stage("decode", _and(words, decoder > 0 and "VAE"), always + decoder, decode),
+    ]
 
 
 def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
@@ -151,7 +155,7 @@ def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
 
 
 def choose(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
-    """The fastest plan that fits the budget (None: no bound); DeviceError with what would fit if none does."""
+    """The fastest plan that fits the budget (None: no bound); DeviceError with what would fit."""
     for plan in ladder():
         if budget is None or peak(plan, sizes, work) <= budget:
             return plan
@@ -183,8 +187,8 @@ def too_large(sizes: Sizes, work: Work, budget: int | None) -> DeviceError:
         else "no size fits, so use a smaller variant, FP8 weights or another device"
     )
     return DeviceError(
-        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the smallest plan, "
-        f"more than {room}: {advice}."
+        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the smallest "
+        f"plan, more than {room}: {advice}."
     )
 
 
@@ -207,7 +211,8 @@ def described(plan: MemoryPlan) -> str:
 def as_dict(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> dict[str, Any]:
     """The plan and its table, for JSON."""
     table = [
-        {"stage": stage.name, "on_card": stage.on_card, "bytes": stage.bytes} for stage in stages(plan, sizes, work)
+        {"stage": stage.name, "on_card": stage.on_card, "bytes": stage.bytes}
+        for stage in stages(plan, sizes, work)
     ]
     return {**asdict(plan), "budget_bytes": budget, "stages": table}
 
@@ -237,7 +242,7 @@ def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
 
 
 def decode_bytes(config: VaeConfig, width: int, height: int, itemsize: int, *, strips: bool) -> int:
-    """Activations of one picture's decode; in strips the coarsest level, which runs whole, may be the most."""
+    """Activations of one picture's decode; in strips the coarsest level, which is whole, may be the most."""
     row = config.channels[0] * width * itemsize
     if not strips:
         return WHOLE_DECODE_FACTOR * row * height
@@ -287,7 +292,9 @@ def _step(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
     tokens = work.text_tokens + (work.width // PIXELS_PER_TOKEN) * (work.height // PIXELS_PER_TOKEN)
     rows = work.rows if plan.one_pass or not work.guided else work.rows // 2
     unit = tokens * sizes.mmdit.channels * sizes.itemsize
-    embeds = work.rows * work.text_tokens * (sizes.mmdit.text_channels + sizes.mmdit.channels) * sizes.itemsize
+    embeds = (
+        work.rows * work.text_tokens * (sizes.mmdit.text_channels + sizes.mmdit.channels) * sizes.itemsize
+    )
     latents = 4 * work.rows * LATENT_CHANNELS * PATCH_SIZE**2 * tokens
     return round(STEP_FACTOR * rows * unit) + embeds + latents
 

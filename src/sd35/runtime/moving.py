@@ -227,11 +227,12 @@ class Lane:
     """A card's copy stream beside its work; on a CPU everything has happened when it returns."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def now(self) -> torch.cuda.Event | None:
         """The point that the work has been queued to."""
-        return None if self._stream is None else torch.cuda.current_stream().record_event()
+        return None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
 
     def carry(self, copy: Callable[[], None], after: torch.cuda.Event | None) -> torch.cuda.Event | None:
         """Copy once the work has passed `after`; gives the point at which the copy is done."""
@@ -247,7 +248,7 @@ class Lane:
     def wait(self, done: torch.cuda.Event | None) -> None:
         """Let no further work begin before that copy is done."""
         if done is not None:
-            torch.cuda.current_stream().wait_event(done)
+            torch.cuda.current_stream(self._device).wait_event(done)
 
     def drain(self) -> None:
         """Wait until no copy is under way: what is copied from may go then."""
@@ -293,7 +294,9 @@ def _page_locked(nbytes: int) -> Tensor:
     piece = torch.empty(nbytes, dtype=torch.uint8)
     runtime = torch.cuda.cudart()
     if int(runtime.cudaHostRegister(piece.data_ptr(), nbytes, 0)) != 0:
-        log.warning("the system locks no %d MB of memory for us, so copies to the card are slower", nbytes >> 20)
+        log.warning(
+            "the system locks no %d MB of memory for us, so copies to the card are slower", nbytes >> 20
+        )
         return piece
     weakref.finalize(piece, runtime.cudaHostUnregister, piece.data_ptr()).atexit = False
     return piece

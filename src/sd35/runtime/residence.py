@@ -1,8 +1,8 @@
 """Where the weights of a loaded model live: a memory plan carried out on its parts.
 
 `memory.py` decides; here its plan becomes visits and parades (`moving.py`) of the parts that don't stay. They
-arrive when they are called and are gone when their stage ends, however it ends. Another plan can follow at any
-time between drawings: all parts go home to host memory, and what stays by the new plan moves in again.
+arrive when they are called and are gone when their stage ends, however it ends. Another plan can follow
+between drawings: all parts go home to host memory, and what stays by the new plan moves in again.
 """
 
 import logging
@@ -48,14 +48,14 @@ class Residence:
         self._move_in()
 
     def fit(self, work: Work) -> bool:
-        """Change to a smaller plan if this work needs one; whether it did. DeviceError if none is small enough."""
+        """Change to a smaller plan if this work needs one; whether it did. DeviceError if none will do."""
         if self.budget is None or memory.peak(self.plan, self.sizes, work) <= self.budget:
             return False
         self.change(memory.choose(self.sizes, work, self.budget))
         return True
 
     def shrink(self, work: Work) -> None:
-        """After the device had no room for this work: the next smaller plan; DeviceError below the smallest."""
+        """After the device had no room for this work: the next smaller plan; DeviceError below the last."""
         smaller = memory.smaller_than(self.plan, self.sizes, work)
         if smaller is None:
             raise self.too_large(work)

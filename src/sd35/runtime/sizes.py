@@ -4,7 +4,6 @@ Bytes are those of the modules as `weights.py` fills them: FP8 stays FP8 with a 
 row and K group), everything else takes the compute dtype, the VAE's encoder stays in the file.
 """
 
-
 from dataclasses import dataclass, field
 
 import torch
@@ -56,9 +55,7 @@ class Sizes:
         return self.encoders + self.modulations + self.blocks + self.rest + self.vae
 
 
-def sizes_of(
-    checkpoint: Checkpoint, mmdit: MMDiTConfig, vae_config: VaeConfig, dtype: torch.dtype
-) -> Sizes:
+def sizes_of(checkpoint: Checkpoint, mmdit: MMDiTConfig, vae_config: VaeConfig, dtype: torch.dtype) -> Sizes:
     """The sizes of an open checkpoint whose 16-bit weights are loaded as `dtype`."""
     itemsize = dtype.itemsize
     parts = {
@@ -130,5 +127,3 @@ def _grouped(tensors: dict[str, int], prefix: str, depth: int) -> list[int]:
 
 def _layer(name: str) -> str:
     return name.rpartition(".")[0]
-
-

@@ -160,7 +160,7 @@ class VaeDecoder(nn.Module):
         stages = dict(_stages(config))
         self.names = tuple(stages)
         self.stages = nn.ModuleList(stages.values())
-        self.walk: "Walk" = whole  # or `vae_strips.in_strips`, where memory is short
+        self.walk: Walk = whole  # or `vae_strips.in_strips`, where memory is short
 
     @property
     def dtype(self) -> torch.dtype:

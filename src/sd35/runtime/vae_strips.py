@@ -11,8 +11,8 @@ From there on activations are strips of rows, and three things keep them equal t
 - What a second norm needs of a first convolution is computed twice, for its statistics and for its result,
   and a doubled picture is never there as a whole: both would be the largest activations of all.
 
-A strip of the input is forgotten when the last strip of the output that reads it is done, so a block needs one
-activation and a few strips. Time: 1.5 to 2 times the whole's. Shapes: B = 1, C channels, H x W.
+A strip of the input is forgotten when the last strip of the output that reads it is done, so a block needs
+one activation and a few strips. Time: 1.5 to 2 times the whole's. Shapes: B = 1, C channels, H x W.
 """
 
 from collections.abc import Callable, Iterator
@@ -107,7 +107,9 @@ def in_strips(decoder: VaeDecoder, x: Tensor) -> Tensor:
     return x
 
 
-def _in_rows(doubling: Upsample, following: Iterator[nn.Module], source: Rows, operations: Operations) -> Tensor:
+def _in_rows(
+    doubling: Upsample, following: Iterator[nn.Module], source: Rows, operations: Operations
+) -> Tensor:
     """From the first doubling to the pixels."""
     rows: Rows = Doubled(doubling, source)
     for stage in following:
@@ -152,9 +154,7 @@ def _to_pixels(stage: ToPixels, source: Rows, operations: Operations) -> Rows:
     )
 
 
-def _normed(
-    norm: Norm, read: Read, height: int, operations: Operations, added: Tensor | None = None
-) -> Read:
+def _normed(norm: Norm, read: Read, height: int, operations: Operations, added: Tensor | None = None) -> Read:
     """What reads rows normed by the whole picture's statistics, which are gathered now."""
     parts = [
         (operations.group_statistics(read(top, bottom), norm.groups, added), bottom - top)
@@ -176,7 +176,9 @@ def combined(parts: list[tuple[Tensor, int]]) -> Tensor:
     return torch.stack([mean, variance], dim=-1)
 
 
-def _convolved(convolve: Callable[[Tensor], Tensor], read: Read, top: int, bottom: int, height: int) -> Tensor:
+def _convolved(
+    convolve: Callable[[Tensor], Tensor], read: Read, top: int, bottom: int, height: int
+) -> Tensor:
     """Rows of a 3 x 3 convolution's result; the rows beyond, which see zeros for neighbours, are cut off."""
     first = max(top - 1, 0)
     rows = convolve(read(first, min(bottom + 1, height)))
