@@ -2,13 +2,11 @@
 
 Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
 
-| plan | what leaves the card |
-|---|---|
-| resident | nothing |
-| staged | one after the other: the text encoders (T5 passes layer by layer); the VAE's full-size activations (it
-decodes in strips); the AdaLN layers (they pass, and leave their table); blocks and VAE while it is not their
-turn; half of a step's activations (guidance's halves take turns) |
-| streamed | a quarter of the joint blocks, half, three quarters, all: in each step they pass through two rooms |
+    resident    nothing leaves
+    staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
+                activations (it decodes in strips); the AdaLN layers (they pass, and leave their table); blocks
+                and VAE while it is not their turn; half of a step's activations (two passes for guidance)
+    streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
 
 Activations follow formulas, in units that the network itself has:
 
@@ -20,7 +18,7 @@ Activations follow formulas, in units that the network itself has:
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
 its weights, the formula says 0.52; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
 strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
-rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.4.
+rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """
 
 from collections.abc import Iterator
