@@ -4,8 +4,7 @@ Plans are rungs of one ladder, from the fastest to the smallest; the first whose
 
     resident    nothing leaves
     staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
-                activations (it decodes in strips); the AdaLN layers (they pass, and leave their table); blocks
-                and VAE while it is not their turn; half of a step's activations (two passes for guidance)
+                activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and VAE while it is not their turn; half of a step's activations (two passes for guidance)
     streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
 
 Activations follow formulas, in units that the network itself has:
@@ -185,8 +184,8 @@ def too_large(sizes: Sizes, work: Work, budget: int | None) -> DeviceError:
         else "no size fits, so use a smaller variant, FP8 weights or another device"
     )
     return DeviceError(
-        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the smallest "
-        f"plan, more than {room}: {advice}."
+        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the "
+        f"smallest plan, more than {room}: {advice}."
     )
 
 
