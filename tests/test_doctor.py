@@ -27,8 +27,8 @@ def test_a_cpu_has_its_reasons() -> None:
 
 def test_the_choice_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where cuBLAS has no reason against it, it is taken: choice and reasons come from one function."""
-    monkeypatch.setattr("sd35.kernels.api.cublas_refuses", lambda weight, dtype: None)
-    monkeypatch.setattr(doctor, "cublas_refuses", lambda weight, dtype: None)
+    monkeypatch.setattr("sd35.kernels.api.cublas_refuses", lambda weight, dtype, device=None: None)
+    monkeypatch.setattr(doctor, "cublas_refuses", lambda weight, dtype, device=None: None)
     assert examine(RuntimeConfig(device="cpu")).operations[1].chosen == "cublas"
 
 

@@ -25,6 +25,8 @@ class ScriptedEngine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float8_e4m3fn"
     attention: str = "sdpa"
+    plan: str = "staged"
+    cap_bytes: int | None = 7
     prompts: list[str] = field(default_factory=list)
 
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:

@@ -172,3 +172,27 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     assert b"interrupted" in seen
     assert b"Traceback" not in seen
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_budget_reaches_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--max-vram decides the plan; JSON has it with its stages, and --verbose prints the table to stderr."""
+    target = ["-o", str(tmp_path / "fox.png"), "--width", "128", "--height", "128", *FAST]
+    assert main(["generate", "a fox", "--json", "--verbose", "--max-vram", "180MiB", *target]) == 0
+    out, err = capsys.readouterr()
+    plan = json.loads(out)["plan"]
+    assert plan["name"] in ("staged", "streamed")
+    assert plan["budget_bytes"] == 180 << 20
+    assert [stage["stage"] for stage in plan["stages"]] == ["encode", "tables", "loop", "decode"]
+    assert all(stage["bytes"] <= 180 << 20 for stage in plan["stages"])
+    assert f"plan: {plan['name']}" in err
+    assert "headroom" in err
+
+
+@pytest.mark.parametrize(("amount", "code", "word"), [("8 bananas", 2, "max_vram"), ("1MiB", 4, "fits")])
+def test_an_impossible_budget_is_one_sentence(
+    amount: str, code: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is no amount is a wrong flag; too little memory is something that is not there."""
+    found, err = refused(capsys, "a fox", "-o", str(tmp_path), "--max-vram", amount, *FAST)
+    assert found == code
+    assert word in err

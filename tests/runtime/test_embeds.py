@@ -27,11 +27,6 @@ def key(text: str, length: int = 64, encoders: str = "a") -> EmbedsKey:
     return EmbedsKey(PromptTexts.of(text), length, encoders)
 
 
-def never() -> PromptEmbeds:
-    """An encoder that must not be asked."""
-    raise AssertionError("it was kept, and encoded again")
-
-
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[PromptTexts]:
     """The texts that the encoders were really given, as they come."""
@@ -43,37 +38,48 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[PromptTexts]:
     return seen
 
 
-def test_what_is_kept_is_not_encoded_again() -> None:
-    """The second time the same embeds come back, and the encoder hears nothing."""
-    cache = PromptCache()
-    first = cache.recall(key("a fox"), lambda: embeds_of(1.0))
-    assert cache.recall(key("a fox"), never) is first
+def test_what_is_kept_comes_back() -> None:
+    """The same embeds, not a copy of them."""
+    cache, embeds = PromptCache(), embeds_of(1.0)
+    cache.keep(key("a fox"), embeds)
+    assert cache.recall(key("a fox")) is embeds
 
 
 @pytest.mark.parametrize("other", [key("a fox "), key("a fox", 65), key("a fox", encoders="b")])
 def test_another_key_is_another_text(other: EmbedsKey) -> None:
     """One character, the token count or other encoders: each makes another key."""
     cache = PromptCache()
-    cache.recall(key("a fox"), lambda: embeds_of(1.0))
-    assert float(cache.recall(other, lambda: embeds_of(2.0)).pooled[0, 0]) == 2
+    cache.keep(key("a fox"), embeds_of(1.0))
+    assert key("a fox") in cache
+    assert other not in cache
 
 
 def test_the_least_recently_used_leaves_first() -> None:
     """Bytes are bounded, and what was used last stays."""
     cache = PromptCache(max_bytes=2 * ROW_BYTES)
-    for text in ("one", "two", "one", "three"):
-        cache.recall(key(text), lambda: embeds_of(1.0))
+    cache.keep(key("one"), embeds_of(1.0))
+    cache.keep(key("two"), embeds_of(2.0))
+    cache.recall(key("one"))
+    cache.keep(key("three"), embeds_of(3.0))
     assert cache.nbytes == 2 * ROW_BYTES
-    cache.recall(key("one"), never)
-    cache.recall(key("three"), never)
-    assert float(cache.recall(key("two"), lambda: embeds_of(5.0)).pooled[0, 0]) == 5
+    assert [text for text in ("one", "two", "three") if key(text) in cache] == ["one", "three"]
 
 
 def test_what_is_too_large_is_not_kept() -> None:
-    """Embeds above the bound are given and forgotten."""
+    """Embeds above the bound are forgotten at once."""
     cache = PromptCache(max_bytes=ROW_BYTES - 1)
-    assert float(cache.recall(key("one"), lambda: embeds_of(3.0)).pooled[0, 0]) == 3
+    cache.keep(key("one"), embeds_of(3.0))
     assert cache.nbytes == 0
+
+
+def test_texts_share_a_walk_and_nothing_else(pipeline_fp32: Pipeline) -> None:
+    """Two texts encoded in one call come out to the last bit as each of them alone."""
+    prompts = [PromptTexts.of(text) for text in ("a fox", "a green tree on a hill")]
+    together = pipeline_fp32.text_encoders.encode(prompts, 64)
+    for prompt, embeds in zip(prompts, together, strict=True):
+        alone = pipeline_fp32.text_encoders.encode([prompt], 64)[0]
+        assert torch.equal(embeds.sequence, alone.sequence)
+        assert torch.equal(embeds.pooled, alone.pooled)
 
 
 def test_the_negative_prompt_is_encoded_once(pipeline_fp32: Pipeline, counted: list[PromptTexts]) -> None:

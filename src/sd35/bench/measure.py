@@ -33,6 +33,16 @@ class Engine(Protocol):
         """The implementation of attention."""
         ...
 
+    @property
+    def plan(self) -> str:
+        """How its weights share the device; "resident" where all of them stay."""
+        ...
+
+    @property
+    def cap_bytes(self) -> int | None:
+        """The most that it was allowed to allocate there, None where nothing was said."""
+        ...
+
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
         """Draw a batch (or do the workload's one stage of it); seconds of each stage.
 
@@ -56,6 +66,8 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
         empty_row(name, workload),
         precision=engine.precision,
         attention=engine.attention,
+        plan=engine.plan,
+        cap_bytes=engine.cap_bytes,
         seconds=statistics.median(sum(one.values()) for one in stages),
         stage_seconds={stage: statistics.median(one[stage] for one in stages) for stage in stages[0]},
         peak_bytes=peak_memory_bytes(engine.device),

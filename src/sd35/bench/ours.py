@@ -35,8 +35,14 @@ class Sd35Engine:
         self.device = placement.device
         self.precision = precision(self._pipeline)["transformer"]
         self.attention = str(self._pipeline.mmdit.engine.attention)
+        self.cap_bytes = _cap(workload.config().vram_bytes, self.device)
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
+
+    @property
+    def plan(self) -> str:
+        """The memory plan: after a drawing, the one that it was drawn by."""
+        return self._pipeline.residence.plan.name
 
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
         """The whole drawing, or the one stage."""
@@ -44,7 +50,7 @@ class Sd35Engine:
             return self._pipeline.draw(pictures, on_step).seconds
         clock = StageClock(self.device)
         alone = {"encode": self._encode, "denoise": self._denoise, "decode": self._decode}[self._stage]
-        with torch.inference_mode(), clock(self._stage):
+        with torch.inference_mode(), clock(self._stage), self._pipeline.residence.stage():
             alone(pictures, on_step)
         return clock.seconds
 
@@ -54,7 +60,12 @@ class Sd35Engine:
     def _denoise(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         pipeline, settings = self._pipeline, pictures[0].settings
         latents = initial_latents(pictures, self.device)
-        denoise(pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, pipeline.recorder)
+        plan = pipeline.residence.plan
+        recorder = None if plan.moves else pipeline.recorder
+        denoise(
+            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
+            one_pass=plan.one_pass,
+        )  # fmt: skip
 
     def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         decode(self._pipeline.vae, initial_latents(pictures, self.device))
@@ -63,3 +74,16 @@ class Sd35Engine:
         for name, part in components(self._pipeline).items():
             if not name.startswith(used):
                 part.to("meta")
+
+
+def _cap(nbytes: int | None, device: torch.device) -> int | None:
+    """Let PyTorch allocate no more than this on a card from now on; the cap, None where there is none.
+
+    The weights, which were drawn and quantized on the card, are made before: a checkpoint needs no such room.
+    """
+    if nbytes is None or device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(nbytes / total, 1.0), device)
+    return nbytes

@@ -56,6 +56,8 @@ class DiffusersEngine:
     """`StableDiffusion3Pipeline` with the parts that the workload's stages need."""
 
     attention = "sdpa"
+    plan = "resident"
+    cap_bytes = None
 
     def __init__(self, workload: Workload) -> None:
         placement = resolve(workload.config())

@@ -5,6 +5,7 @@ into SD35_HOME, when FP8 is asked for. The output's place is tried before any we
 """
 
 import argparse
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--variant", help="whose settings to use where the weights can't tell: large-turbo")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
+    parser.add_argument(
+        "--max-vram",
+        metavar="SIZE",
+        help="memory that may be allocated on the device, such as 7.2GiB for a card of 8 GB (default: what "
+        "is free); with less, parts of the model take turns on it",
+    )
     parser.add_argument(
         "--attention", choices=get_args(Attention), default="auto",
         help="who attends; a name is a demand and never falls back (`sd35 doctor` says which can run here)",
@@ -82,9 +89,15 @@ def run(arguments: argparse.Namespace) -> None:
     # Heavy rooms are imported here: everything above answers at once.
     from sd35.quantization.ready import load
     from sd35.runtime import facts
+    from sd35.runtime.memory import Work
 
     imported = time.perf_counter()
-    config = RuntimeConfig(device=arguments.device, attention=arguments.attention, kernels=arguments.kernels)
+    config = RuntimeConfig(
+        device=arguments.device,
+        attention=arguments.attention,
+        kernels=arguments.kernels,
+        max_vram=arguments.max_vram,
+    )
     pipeline = load(
         arguments.checkpoint,
         arguments.precision,
@@ -97,6 +110,9 @@ def run(arguments: argparse.Namespace) -> None:
     with CountBar("denoise", " steps", hidden=arguments.json) as bar:
         generation = pipeline.generate(request, bar.show)
     precision = facts.precision(pipeline)
+    work = Work.of(generation.images[0].picture.settings, len(generation.images))
+    if arguments.verbose:
+        print(pipeline.residence.table(work), file=sys.stderr)
     report = {
         "images": place.save(generation.images, pipeline.identity, precision["transformer"]),
         "checkpoint": pipeline.variant.name,
@@ -110,6 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
             **generation.seconds,
             "total": time.perf_counter() - begin,
         },
+        "plan": pipeline.residence.as_dict(work),
         "peak_memory_bytes": facts.peak_memory_bytes(pipeline.device),
     }
     print_json(report) if arguments.json else _print(report)

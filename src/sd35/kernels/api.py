@@ -90,9 +90,11 @@ def choose_operations(wanted: Kernels, device: torch.device, dtype: torch.dtype)
     return triton
 
 
-def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
-    """Why `torch._scaled_mm` can't multiply by this weight, None when it can."""
-    device = weight.data.device
+def cublas_refuses(
+    weight: ScaledTensor, dtype: torch.dtype, device: torch.device | None = None
+) -> str | None:
+    """Why `torch._scaled_mm` can't multiply by this weight on `device` (its own), None when it can."""
+    device = device or weight.data.device
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}"
     if torch.cuda.get_device_capability(device) < FIRST_NATIVE_FP8:
@@ -106,9 +108,11 @@ def cublas_refuses(weight: ScaledTensor, dtype: torch.dtype) -> str | None:
     return None
 
 
-def multiplies_natively(wanted: Kernels, weight: ScaledTensor, dtype: torch.dtype) -> bool:
+def multiplies_natively(
+    wanted: Kernels, weight: ScaledTensor, dtype: torch.dtype, device: torch.device | None = None
+) -> bool:
     """Whether this weight's products run on FP8 tensor cores; else the reference multiplies."""
-    return wanted != "reference" and cublas_refuses(weight, dtype) is None
+    return wanted != "reference" and cublas_refuses(weight, dtype, device) is None
 
 
 def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None) -> Result:

@@ -8,7 +8,6 @@ tokens T5 reads, and whose encoders they were.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,15 +57,19 @@ class PromptCache:
         """What is kept now."""
         return sum(embeds.nbytes for embeds in self._kept.values())
 
-    def recall(self, key: EmbedsKey, encode: Callable[[], PromptEmbeds]) -> PromptEmbeds:
-        """The embeds of this key, from `encode` if they are not kept; nobody may write into them."""
-        if key not in self._kept:
-            self._kept[key] = encode()
+    def __contains__(self, key: EmbedsKey) -> bool:
+        return key in self._kept
+
+    def recall(self, key: EmbedsKey) -> PromptEmbeds:
+        """The embeds of a key that is kept; nobody may write into them."""
         self._kept.move_to_end(key)
-        embeds = self._kept[key]
+        return self._kept[key]
+
+    def keep(self, key: EmbedsKey, embeds: PromptEmbeds) -> None:
+        """Remember these, and forget the least recently used beyond the bound."""
+        self._kept[key] = embeds
         while self.nbytes > self.max_bytes:
             self._kept.popitem(last=False)
-        return embeds
 
     def clear(self) -> None:
         """Give the memory back."""

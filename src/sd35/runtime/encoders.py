@@ -13,7 +13,7 @@ so. Without T5 its tokens are zeros. The models are in `text_models.py`; encodin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +25,33 @@ from sd35.runtime.embeds import EmbedsKey, PromptCache, PromptEmbeds
 CLIP_TOKENS = 77
 
 
+class Model(Protocol):
+    """What encodes token ids [1, T] of texts, each by itself."""
+
+    def each(self, texts: list[Tensor]) -> list[Any]:
+        """What it makes of each."""
+        ...
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """A tokenizer and its model; the two are useless without one another."""
 
     tokenizer: Callable[..., Any]
     model: nn.Module
+    device: torch.device  # where it encodes; its weights may lie elsewhere meanwhile
 
-    def encode(self, texts: list[str], length: int) -> Any:
-        """What the model makes of these texts."""
-        return self.model(self.tokens(texts, length))
+    def encode(self, texts: list[str], length: int) -> list[Any]:
+        """What the model makes of each of these texts."""
+        return cast(Model, self.model).each([self.tokens(text, length) for text in texts])
 
-    def tokens(self, texts: list[str], length: int) -> Tensor:
-        """Token ids [B, length], padded and cut to the length."""
+    def tokens(self, text: str, length: int) -> Tensor:
+        """Token ids [1, length], padded and cut to the length."""
         batch = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            [text], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         ids: Tensor = batch.input_ids
-        return ids.to(next(self.model.parameters()).device)
+        return ids.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -55,18 +64,26 @@ class TextEncoders:
     width: int  # of the sequence: T5's, and what the MMDiT expects
     identity: str  # of the checkpoint that they come from
 
-    def encode(self, prompts: Sequence[PromptTexts], max_sequence_length: int) -> PromptEmbeds:
-        """One row for each prompt."""
-        tokens_l, pooled_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
-        tokens_g, pooled_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
-        clip = torch.cat([tokens_l, tokens_g], dim=-1)
-        clip = F.pad(clip, (0, self.width - clip.shape[-1]))
-        t5 = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clip)
-        return PromptEmbeds(torch.cat([clip, t5], dim=1), torch.cat([pooled_l, pooled_g], dim=-1))
+    def encode(self, prompts: Sequence[PromptTexts], max_sequence_length: int) -> list[PromptEmbeds]:
+        """One row for each prompt, by itself; the encoders take turns, as they may have to share a card."""
+        from_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
+        from_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
+        clips = [self._padded(row_l[0], row_g[0]) for row_l, row_g in zip(from_l, from_g, strict=True)]
+        pooled = [
+            torch.cat([row_l[1], row_g[1]], dim=-1) for row_l, row_g in zip(from_l, from_g, strict=True)
+        ]
+        t5s = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clips)
+        rows = [torch.cat([clip, t5], dim=1) for clip, t5 in zip(clips, t5s, strict=True)]
+        return [PromptEmbeds(*row) for row in zip(rows, pooled, strict=True)]
 
-    def _t5(self, texts: list[str], length: int, like: Tensor) -> Tensor:
+    def _padded(self, tokens_l: Tensor, tokens_g: Tensor) -> Tensor:
+        """Both CLIP's tokens side by side, as wide as the sequence."""
+        clip = torch.cat([tokens_l, tokens_g], dim=-1)
+        return F.pad(clip, (0, self.width - clip.shape[-1]))
+
+    def _t5(self, texts: list[str], length: int, like: list[Tensor]) -> list[Tensor]:
         if self.t5 is None:
-            return like.new_zeros(len(texts), length, self.width)
+            return [clip.new_zeros(1, length, self.width) for clip in like]
         return self.t5.encode(texts, length)
 
 
@@ -80,10 +97,10 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
     if settings.guided:
         prompts = [picture.negative_prompt for picture in pictures] + prompts
     length = settings.max_sequence_length
-    rows = {prompt: _recalled(encoders, prompt, length, cache) for prompt in dict.fromkeys(prompts)}
+    keys = {prompt: EmbedsKey(prompt, length, encoders.identity) for prompt in prompts}
+    strangers = [prompt for prompt, key in keys.items() if key not in cache]
+    fresh = dict(zip(strangers, encoders.encode(strangers, length) if strangers else [], strict=True))
+    rows = {prompt: fresh.get(prompt) or cache.recall(key) for prompt, key in keys.items()}
+    for prompt, embeds in fresh.items():
+        cache.keep(keys[prompt], embeds)
     return PromptEmbeds.join([rows[prompt] for prompt in prompts])
-
-
-def _recalled(encoders: TextEncoders, prompt: PromptTexts, length: int, cache: PromptCache) -> PromptEmbeds:
-    key = EmbedsKey(prompt, length, encoders.identity)
-    return cache.recall(key, lambda: encoders.encode([prompt], length))

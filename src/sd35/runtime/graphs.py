@@ -51,9 +51,13 @@ class Recorder:
         self._recordings.move_to_end(kind)
         return self._recordings[kind].replay(step)
 
+    def forget(self) -> None:
+        """Let go of all recordings and their memory: weights are about to lie elsewhere."""
+        self._recordings.clear()
+
     def _record(self, mmdit: MMDiT, step: Step) -> Recording:
         copies = {name: tensor.clone() for name, tensor in _tensors(step).items()}
-        step = Step(**copies, guided=step.guided, skip_layers=step.skip_layers)
+        step = Step(**copies, guided=step.guided, skip_layers=step.skip_layers, one_pass=step.one_pass)
         # Libraries choose kernels and allocate workspaces at their first call, which no graph may record.
         side = torch.cuda.Stream(step.latents.device)
         side.wait_stream(torch.cuda.current_stream())
@@ -74,4 +78,9 @@ def _tensors(step: Step) -> dict[str, Tensor]:
 def _kind(step: Step) -> tuple[object, ...]:
     """What a recording can't change: shapes, dtypes, and what is computed."""
     tensors = _tensors(step).values()
-    return (*((tensor.shape, tensor.dtype) for tensor in tensors), step.guided, step.skip_layers)
+    return (
+        *((tensor.shape, tensor.dtype) for tensor in tensors),
+        step.guided,
+        step.skip_layers,
+        step.one_pass,
+    )

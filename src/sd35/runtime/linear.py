@@ -19,7 +19,8 @@ from sd35.kernels.operands import PLAIN, Form, Operand, Result, finished
 class Fp8Linear(nn.Module):
     """A weight [N, K] in FP8 with float32 scales [N, 1] (or [N, K/128]: one a row and K group).
 
-    It takes its input plain or, which saves a pass over it, in the form that `form` asks for.
+    It takes its input plain or, which saves a pass over it, in the form that `form` asks for. `device` is
+    where it multiplies, which need not be where its weight lies meanwhile.
     """
 
     data: Tensor
@@ -35,6 +36,7 @@ class Fp8Linear(nn.Module):
         kernels: Kernels,
         dtype: torch.dtype,
         input_scale: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         assert (activation == "static") == (input_scale is not None), "a static scale, and only there"
@@ -44,7 +46,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("input_scale", input_scale)
         self.activation = activation
         self.dtype = dtype  # of the result
-        self.is_native = activation != "none" and api.multiplies_natively(kernels, weight, dtype)
+        self.is_native = activation != "none" and api.multiplies_natively(kernels, weight, dtype, device)
 
     @property
     def weight(self) -> ScaledTensor:

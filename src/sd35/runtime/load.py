@@ -7,6 +7,8 @@ files declare: loading quantizes nothing.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +20,24 @@ from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError
 from sd35.kernels.api import choose_operations
 from sd35.kernels.attention import choose_attention
+from sd35.request import GenerationRequest
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.joint_block import Engine
 from sd35.runtime.load_text import load_text_encoders
+from sd35.runtime.memory import (
+    MemoryPlan,
+    Work,
+    choose_or_smallest,
+    described,
+    peak,
+    smaller_than,
+    too_large,
+)
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.residence import Residence
+from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.runtime.vae import VaeDecoder
 from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder
 from sd35.variants import Variant, variant_of
@@ -56,16 +70,59 @@ def assemble(
     placement = resolve(config)
     log.debug("loading %s on %s, compute in %s", checkpoint.path, placement.device, placement.dtype)
     mmdit_config = read_mmdit_config(checkpoint)
+    variant = variant or _recognise(checkpoint, mmdit_config)
+    sizes = sizes_of(checkpoint, mmdit_config, read_vae_config(checkpoint), placement.dtype)
+    work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
+    budget = _budget(config, placement.device)
+    plan = choose_or_smallest(sizes, work, budget)
+    load = partial(_load, checkpoint, placement, variant, identity, sizes, budget)
+    try:
+        return load(plan)
+    except torch.cuda.OutOfMemoryError as error:
+        log.debug("out of memory: %s", error)
+    torch.cuda.empty_cache()
+    smaller = smaller_than(plan, sizes, work)
+    if smaller is None:
+        raise too_large(sizes, work, peak(plan, sizes, work) - 1)
+    log.warning("The device had no room for the plan '%s'; loading with '%s'.", plan.name, described(smaller))
+    try:
+        return load(smaller)
+    except torch.cuda.OutOfMemoryError as error:
+        raise too_large(sizes, work, peak(smaller, sizes, work) - 1) from error
+
+
+def _load(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    variant: Variant,
+    identity: str,
+    sizes: Sizes,
+    budget: int | None,
+    plan: MemoryPlan,
+) -> Pipeline:
+    """Read the weights: to the device, or where the plan moves them into host memory."""
+    lying = replace(placement, lies_on=torch.device("cpu") if plan.moves else None)
+    encoders = load_text_encoders(checkpoint, sizes.mmdit.text_channels, identity, lying)
+    mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying)
     return Pipeline(
-        variant=variant or _recognise(checkpoint, mmdit_config),
-        text_encoders=load_text_encoders(checkpoint, mmdit_config.text_channels, identity, placement),
-        mmdit=_load_mmdit(checkpoint, mmdit_config, placement),
-        vae=_load_vae(checkpoint, placement),
+        variant=variant,
+        text_encoders=encoders,
+        mmdit=mmdit,
+        vae=vae,
         shift=read_shift(checkpoint),
         device=placement.device,
         identity=identity,
+        residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
         recorder=Recorder() if placement.cuda_graphs else None,
     )
+
+
+def _budget(config: RuntimeConfig, device: torch.device) -> int | None:
+    """Bytes that may be allocated: what was said, else what is free on a card; a CPU has no bound of ours."""
+    if config.vram_bytes is not None or device.type != "cuda":
+        return config.vram_bytes
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
 
 
 def load_mmdit(checkpoint: str | Path, config: RuntimeConfig) -> MMDiT:

@@ -38,14 +38,14 @@ def _load_clip(checkpoint: Checkpoint, suffix: str, placement: Placement) -> Tex
     with torch.device("meta"):
         model = ClipTextModel(read_clip_config(checkpoint, part))
     _fill(model, checkpoint, part, placement)
-    return TextEncoder(_tokenizer(checkpoint, f"tokenizer{suffix}", CLIPTokenizer), model)
+    return TextEncoder(_tokenizer(checkpoint, f"tokenizer{suffix}", CLIPTokenizer), model, placement.device)
 
 
 def _load_t5(checkpoint: Checkpoint, placement: Placement) -> TextEncoder:
     with torch.device("meta"):
         model = T5Encoder(read_t5_config(checkpoint))
     _fill(model, checkpoint, "text_encoder_3", placement, _T5_EMBEDDING)
-    return TextEncoder(_tokenizer(checkpoint, "tokenizer_3", T5Tokenizer), model)
+    return TextEncoder(_tokenizer(checkpoint, "tokenizer_3", T5Tokenizer), model, placement.device)
 
 
 def _fill(

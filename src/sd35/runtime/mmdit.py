@@ -90,9 +90,18 @@ class MMDiT(nn.Module):
         waves = timestep_waves(timesteps).to(pooled.dtype)
         embedded = self.timestep_embed(waves)[:, None] + self.pooled_embed(pooled)  # [S, B, C]
         condition = F.silu(embedded)
-        tables = [block.modulations(condition) for block in self._blocks()]
-        tables.append(self.final_modulation(condition).unflatten(-1, (FINAL_ROWS, -1)))
-        return Conditioning(self.context_embed(sequence), torch.cat(tables, dim=2))
+        rows = self._table_rows()
+        table = condition.new_empty(*condition.shape[:2], sum(rows), condition.shape[-1])
+        *places, last = table.split(rows, dim=2)
+        for block, place in zip(self._blocks(), places, strict=True):
+            place.copy_(block.modulations(condition))
+        last.copy_(self.final_modulation(condition).unflatten(-1, (FINAL_ROWS, -1)))
+        return Conditioning(self.context_embed(sequence), table)
+
+    def modulation_layers(self) -> list[nn.Module]:
+        """The AdaLN layers in the order in which `condition` calls them; nothing else ever does."""
+        pairs = [(block.sample_modulation, block.context_modulation) for block in self._blocks()]
+        return [*(layer for pair in pairs for layer in pair), self.final_modulation]
 
     def forward(
         self, latents: Tensor, context: Tensor, table: Tensor, skip_layers: tuple[int, ...] = ()

@@ -4,6 +4,7 @@ This is the file to start reading. Each call is one function in one file: `encod
 `latents.initial_latents`, `sampling.denoise` (the loop over `mmdit.MMDiT`), `latents.decode`.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,14 @@ from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.latents import decode, initial_latents
+from sd35.runtime.memory import Work
 from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.residence import Residence
 from sd35.runtime.sampling import OnStep, denoise
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Pipeline:
     shift: float
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
+    residence: Residence  # where the three parts' weights are, and when
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
 
@@ -59,21 +65,51 @@ class Pipeline:
 
     @torch.inference_mode()
     def draw(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> Generation:
-        """Draw pictures with equal settings as one batch."""
+        """Draw pictures with equal settings as one batch.
+
+        Where the device turns out to have less room than was promised, once more with the next smaller plan;
+        DeviceError with the largest size that would fit if that is not small enough either.
+        """
         settings = pictures[0].settings
         assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
+        work = Work.of(settings, len(pictures))
+        if self.residence.fit(work):
+            self._forget_recordings()
+        try:
+            return self._draw(pictures, on_step or _ignore)
+        except torch.cuda.OutOfMemoryError as error:
+            log.debug("out of memory: %s", error)
+        # Here, where the error and the tensors of its frames are gone, memory can be given back.
+        self._forget_recordings()
+        self.residence.shrink(work)
+        try:
+            return self._draw(pictures, on_step or _ignore)
+        except torch.cuda.OutOfMemoryError as error:
+            raise self.residence.too_large(work) from error
+
+    def _draw(self, pictures: Sequence[Picture], on_step: OnStep) -> Generation:
+        settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"):
+        with clock("encode"), residence.stage():
             embeds = encode(self.text_encoders, pictures, self.prompts)
-        with clock("denoise"):
+        with clock("denoise"), residence.stage():
             latents = initial_latents(pictures, self.device)
             latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step or _ignore, self.recorder
-            )
-        with clock("decode"):
+                self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
+                one_pass=residence.plan.one_pass,
+            )  # fmt: skip
+        with clock("decode"), residence.stage():
             images = decode(self.vae, latents)
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds)
+
+    def _usable_recorder(self) -> Recorder | None:
+        """None where weights move: a recording knows addresses, and keeps its activations' memory."""
+        return None if self.residence.plan.moves else self.recorder
+
+    def _forget_recordings(self) -> None:
+        if self.recorder is not None:
+            self.recorder.forget()
 
 
 @dataclass

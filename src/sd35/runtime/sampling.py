@@ -43,11 +43,13 @@ def denoise(
     shift: float,
     on_step: OnStep,
     recorder: Recorder | None = None,
+    *,
+    one_pass: bool = True,
 ) -> Tensor:
     """Noise [B, 16, H, W] in float32 -> the picture's latents, same shape.
 
     `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. With a recorder
-    the steps are replayed from CUDA graphs.
+    the steps are replayed from CUDA graphs; without `one_pass` guidance takes two smaller ones.
     """
     sigmas = flow_sigmas(settings.num_inference_steps, shift).to(latents.device)
     conditioning = mmdit.condition(embeds.sequence, embeds.pooled, sigmas[:-1] * TRAIN_TIMESTEPS)
@@ -61,6 +63,7 @@ def denoise(
             latents, conditioning.context, conditioning.table[i], stride, guidance, skip_guidance,
             guided=settings.guided,
             skip_layers=settings.skip_layers if settings.skips_layers_at(i) else (),
+            one_pass=one_pass,
         )  # fmt: skip
         latents = recorder.run(mmdit, step) if recorder else euler_step(mmdit, step)
         progress.queued()

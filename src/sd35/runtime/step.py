@@ -19,7 +19,8 @@ class Step:
 
     `latents` [B, 16, H, W] in float32; `context` and `table` as the MMDiT wants them, negative rows first
     where guidance is on; `stride` [] is the next noise level less this one's; `guidance` and `skip_guidance`
-    [] are the scales.
+    [] are the scales. Guidance's two halves are one batch, or without `one_pass` two, one after the other,
+    which needs half of the activations.
     """
 
     latents: Tensor
@@ -30,6 +31,7 @@ class Step:
     skip_guidance: Tensor
     guided: bool
     skip_layers: tuple[int, ...]
+    one_pass: bool = True
 
 
 def euler_step(mmdit: MMDiT, step: Step) -> Tensor:
@@ -42,10 +44,20 @@ def velocity(mmdit: MMDiT, step: Step) -> Tensor:
     latents = step.latents.to(step.context.dtype)
     if not step.guided:
         return mmdit(latents, step.context, step.table).float()
-    negative, positive = mmdit(torch.cat([latents, latents]), step.context, step.table).float().chunk(2)
+    negative, positive = _both_halves(mmdit, latents, step)
     guided: Tensor = negative + step.guidance * (positive - negative)
     if step.skip_layers:
         prompts = slice(len(latents), None)
         without = mmdit(latents, step.context[prompts], step.table[prompts], step.skip_layers).float()
         guided = guided + step.skip_guidance * (positive - without)
     return guided
+
+
+def _both_halves(mmdit: MMDiT, latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """The velocity by the negative prompts and by the prompts, in float32."""
+    if step.one_pass:
+        negative, positive = mmdit(torch.cat([latents, latents]), step.context, step.table).float().chunk(2)
+        return negative, positive
+    halves = zip(step.context.chunk(2), step.table.chunk(2), strict=True)
+    negative, positive = (mmdit(latents, context, table).float() for context, table in halves)
+    return negative, positive

@@ -101,6 +101,10 @@ class ClipTextModel(nn.Module):
         rows = torch.arange(len(ids), device=ids.device)
         return x, self.text_projection(normed[rows, self._end_of(ids)])
 
+    def each(self, texts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Several texts' ids, each by itself."""
+        return [self(ids) for ids in texts]
+
     def _end_of(self, ids: Tensor) -> Tensor:
         """Where each text ends: its first end token."""
         if self.end_token == LEGACY_END_TOKEN:
@@ -161,13 +165,21 @@ class T5Encoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B, T] -> tokens [B, T, C]."""
+        return self.each([ids])[0]
+
+    def each(self, texts: list[Tensor]) -> list[Tensor]:
+        """Several texts' ids, each by itself, yet with one walk through the layers: they may be far away.
+
+        The two tables are read where they lie, which need not be where the ids are.
+        """
+        device = texts[0].device
         blocks = cast(list[T5Block], list(self.encoder.get_submodule("block").children()))
-        buckets = distance_buckets(ids.shape[1], self.config.buckets, self.config.max_distance)
-        bias = blocks[0].distance_bias(buckets.to(ids.device))
-        x = self.shared(ids)
+        buckets = distance_buckets(texts[0].shape[1], self.config.buckets, self.config.max_distance)
+        bias = blocks[0].distance_bias(buckets).to(device)
+        streams = [self.shared(ids.to(self.shared.weight.device)).to(device) for ids in texts]
         for block in blocks:
-            x = block(x, bias)
-        return self.encoder["final_layer_norm"](x)
+            streams = [block(x, bias) for x in streams]
+        return [self.encoder["final_layer_norm"](x) for x in streams]
 
 
 class T5Block(nn.Module):
@@ -198,7 +210,8 @@ class T5Block(nn.Module):
     def distance_bias(self, buckets: Tensor) -> Tensor:
         """Buckets [T, T] -> what they add to each head's scores [1, H, T, T]; the first block serves all."""
         table = self.get_submodule("layer.0.SelfAttention.relative_attention_bias")
-        return table(buckets).permute(2, 0, 1)[None]
+        assert isinstance(table, Table)
+        return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
 
     def _with_attention(self, x: Tensor, bias: Tensor) -> Tensor:
         attention, normed = self._part(0, "SelfAttention", x)

@@ -15,7 +15,7 @@ Only the decoder is here: pictures are not encoded by this program yet. Shapes: 
 Source: arXiv 2112.10752; `AutoencoderKL` of diffusers, which the tests hold this to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,10 @@ class Resnet(nn.Module):
         """[B, C, H, W] -> [B, C', H, W]."""
         inner = self.conv1.product(self.norm1(x, operations))
         branch = self.conv2.product(self.norm2(inner, operations, added=self.conv1.bias))
+        return self.joined(x, branch, operations)
+
+    def joined(self, x: Tensor, branch: Tensor, operations: Operations) -> Tensor:
+        """The block's end: its input, by the shortcut, and the branch, whose bias is still to be added."""
         if self.shortcut is None:
             return operations.add_branch(x, branch, self.conv2.bias)
         bias = self.conv2.bias.float() + self.shortcut.bias.float()
@@ -109,11 +113,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.to_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, operations: Operations) -> Tensor:
-        """[B, C, H, W] -> the same shape; channels-last, the tokens [B, H * W, C] are a view of it."""
+    def forward(self, x: Tensor, operations: Operations, most_queries: int | None = None) -> Tensor:
+        """[B, C, H, W] -> the same shape; channels-last, the tokens [B, H * W, C] are a view of it.
+
+        `most_queries` places ask at a time (all): an attention that writes all scores down has fewer then.
+        """
         tokens = self.group_norm(x, operations, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
         q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)
-        attended = self.to_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        queries = q.split(most_queries or q.shape[2], dim=2)
+        answers = [F.scaled_dot_product_attention(some, k, v)[:, 0] for some in queries]
+        attended = self.to_out(torch.cat(answers, dim=1) if len(answers) > 1 else answers[0])
         return x + attended.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
 
@@ -151,6 +160,7 @@ class VaeDecoder(nn.Module):
         stages = dict(_stages(config))
         self.names = tuple(stages)
         self.stages = nn.ModuleList(stages.values())
+        self.walk: Walk = whole  # or `vae_strips.in_strips`, where memory is short
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,9 +171,17 @@ class VaeDecoder(nn.Module):
         """The model's latents [B, 16, H, W] -> pixels [B, 3, 8H, 8W] around -1..1, in our dtype."""
         z = latents.float() / self.config.scaling_factor + self.config.shift_factor
         x = z.to(self.dtype, memory_format=torch.channels_last)
-        for stage in self.stages:
-            x = stage(x, self.operations)
-        return x
+        return self.walk(self, x)
+
+
+def whole(decoder: VaeDecoder, x: Tensor) -> Tensor:
+    """Through all stages, the picture in one piece."""
+    for stage in decoder.stages:
+        x = stage(x, decoder.operations)
+    return x
+
+
+Walk = Callable[[VaeDecoder, Tensor], Tensor]  # what the decoder reads [B, 16, H, W] -> pixels [B, 3, 8H, 8W]
 
 
 def _stages(config: VaeConfig) -> Iterator[tuple[str, nn.Module]]:

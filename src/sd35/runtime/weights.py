@@ -79,13 +79,22 @@ _VAE_ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights go and as what: the device, the dtype of all that is not FP8, and who computes."""
+    """Where weights go and as what: the device, the dtype of all that is not FP8, and who computes.
+
+    `lies_on` is where weights lie that only visit the device (`residence.py`); None where they stay there.
+    """
 
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
     attention: Attention = "auto"
     cuda_graphs: bool = False
+    lies_on: torch.device | None = None
+
+    @property
+    def home(self) -> torch.device:
+        """Where weights are put when they are read."""
+        return self.lies_on or self.device
 
 
 def fill_mmdit(mmdit: MMDiT, tensors: TensorSource, placement: Placement) -> None:
@@ -151,13 +160,13 @@ class _Source:
                 f"{name} is {value.dtype} and the file's header declares no format for it, so its scale is "
                 "unknown: fetch the checkpoint again, or quantize it anew with `sd35 quantize`."
             )
-        return value.to(self.placement.device, self.placement.dtype)
+        return value.to(self.placement.home, self.placement.dtype)
 
     def scaled(self, layer: str) -> ScaledTensor:
         """An FP8 weight as stored, its scale spread to one a row (and K group)."""
         data, scale = self._read(f"{layer}.weight"), self._read(f"{layer}.weight_scale")
-        device = self.placement.device
-        return ScaledTensor(data.to(device), rowwise_scale(layer, scale, data.shape).to(device))
+        home = self.placement.home
+        return ScaledTensor(data.to(home), rowwise_scale(layer, scale, data.shape).to(home))
 
     def input_scale(self, layers: tuple[str, ...]) -> Tensor:
         """The one static activation scale of layers that share their input, float32."""
@@ -170,7 +179,7 @@ class _Source:
                 f"{self.tensors.paths[0]}: the static activation scale of {', '.join(layers)} is missing, "
                 "not positive, or not the same for all of them: quantize the checkpoint anew."
             )
-        return torch.tensor(scales.pop(), dtype=torch.float32, device=self.placement.device)
+        return torch.tensor(scales.pop(), dtype=torch.float32, device=self.placement.home)
 
     def finish(self, also_known: frozenset[str] | set[str] = frozenset()) -> None:
         """CheckpointError if the file holds anything that nobody asked for."""
@@ -263,7 +272,9 @@ def _fp8_linear(
         _check_shape(path, bias, plain.bias)
     input_scale = source.input_scale(layers) if scheme.activation == "static" else None
     placement = source.placement
-    return Fp8Linear(weight, bias, scheme.activation, placement.kernels, placement.dtype, input_scale)
+    return Fp8Linear(
+        weight, bias, scheme.activation, placement.kernels, placement.dtype, input_scale, placement.device
+    )
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

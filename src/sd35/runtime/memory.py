@@ -1,0 +1,314 @@
+"""Which plan: where each part's weights are in each stage, chosen by arithmetic before anything is moved.
+
+Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
+
+    resident    nothing leaves
+    staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
+                activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and VAE while it is not their turn; half of a step's activations (two passes for guidance)
+    streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
+
+Activations follow formulas, in units that the network itself has:
+
+    step    12.5 x rows x tokens x channels x itemsize     tokens, heads, hidden values of a block
+    table   steps x rows x rows of the modulations x channels x itemsize
+    decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
+            1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
+
+The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
+its weights, the formula says 0.52; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
+strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
+rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sd35.errors import DeviceError
+from sd35.request import Settings
+from sd35.runtime.encoders import CLIP_TOKENS
+from sd35.runtime.joint_block import MODULATIONS, MODULATIONS_DUAL, MODULATIONS_LAST_CONTEXT
+from sd35.runtime.mmdit import FINAL_ROWS, MMDiTConfig
+from sd35.runtime.moving import ALIGNMENT
+from sd35.runtime.sizes import Sizes
+from sd35.runtime.vae import VaeConfig
+from sd35.runtime.vae_strips import STRIP_ROWS
+from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
+
+STEP_FACTOR = 12.5
+WHOLE_DECODE_FACTOR = 6
+COARSE_FACTOR = 12
+STRIPS_FACTOR = 1.07
+STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
+RESERVE = 128 << 20
+ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, a few times over
+PASSING_SHARES = (0.25, 0.5, 0.75, 1.0)
+LARGEST_SIDE, SIDE_STEP = 4096, 64  # what `largest_square` looks through
+
+Name = Literal["resident", "staged", "streamed"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be drawn, as far as memory is concerned."""
+
+    width: int
+    height: int
+    images: int
+    steps: int
+    text_tokens: int
+    guided: bool
+
+    @classmethod
+    def of(cls, settings: Settings, images: int) -> "Work":
+        """Of a batch of pictures."""
+        tokens = CLIP_TOKENS + settings.max_sequence_length
+        return cls(
+            settings.width, settings.height, images, settings.num_inference_steps, tokens, settings.guided
+        )
+
+    @property
+    def rows(self) -> int:
+        """Of the batch that a step is, with guidance's other half."""
+        return self.images * (2 if self.guided else 1)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is on the card when; a part that does not stay comes for its stage, or passes in it."""
+
+    name: Name
+    encoders_stay: bool = True
+    strips: bool = False  # the VAE decodes strip by strip
+    modulations_stay: bool = True
+    one_pass: bool = True  # guidance as a batch of two; else two passes, one after the other
+    blocks_stay: bool = True
+    vae_stays: bool = True
+    passing: float = 0.0  # the share of the blocks that passes in each step, while the others stay
+
+    @property
+    def moves(self) -> bool:
+        """Whether any weights travel, so that they are loaded into host memory."""
+        return self.name != "resident"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of a plan's table: what is on the card in a stage, and its bytes."""
+
+    name: str
+    on_card: str
+    weights: int
+    activations: int
+
+    @property
+    def bytes(self) -> int:
+        """The stage's peak."""
+        return self.weights + self.activations + RESERVE
+
+
+def ladder() -> Iterator[MemoryPlan]:
+    """All plans, the fastest first: each gives up what costs the least time for its memory."""
+    yield MemoryPlan("resident")
+    staged: dict[str, Any] = {"encoders_stay": False}
+    yield MemoryPlan("staged", **staged)
+    for given_up in ("strips", "modulations_stay"):
+        staged[given_up] = given_up == "strips"
+        yield MemoryPlan("staged", **staged)
+    yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False)
+    yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False, one_pass=False)
+    for share in PASSING_SHARES:
+        yield MemoryPlan("streamed", **staged, vae_stays=False, passing=share)
+    yield MemoryPlan("streamed", **staged, vae_stays=False, passing=1.0, one_pass=False)
+
+
+def passing_blocks(plan: MemoryPlan, num_layers: int) -> list[int]:
+    """The numbers of the blocks that pass, spread evenly, so that each has time to come."""
+    return [i for i in range(num_layers) if int((i + 1) * plan.passing) > int(i * plan.passing)]
+
+
+def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
+    """The plan's table: encode, tables (the modulations of all steps), loop, decode."""
+    always, words = _always(plan, sizes)
+    t5_rooms = 2 * _room(sizes.largest_t5_layer)
+    visiting = max(*sizes.clips, t5_rooms) if not plan.encoders_stay else 0
+    passing = 0 if plan.modulations_stay else 2 * _room(sizes.largest_modulation)
+    loop_blocks, loop_words = _loop_blocks(plan, sizes)
+    decoder = 0 if plan.vae_stays else sizes.vae
+    table, step = _table(sizes, work), _step(plan, sizes, work)
+    decode = decode_activations(plan, sizes, work)
+    guests = _and(words, not plan.encoders_stay and "encoders in turn")
+    return [
+        Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
+        Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
+        Stage("loop", _and(words, loop_words), always + loop_blocks, table + step),
+        Stage("decode", _and(words, decoder > 0 and "VAE"), always + decoder, decode),
+    ]
+
+
+def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
+    """The most bytes that PyTorch will have allocated."""
+    return max(stage.bytes for stage in stages(plan, sizes, work))
+
+
+def choose(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
+    """The fastest plan that fits the budget (None: no bound); DeviceError with what would fit."""
+    for plan in ladder():
+        if budget is None or peak(plan, sizes, work) <= budget:
+            return plan
+    raise too_large(sizes, work, budget)
+
+
+def choose_or_smallest(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
+    """The fastest plan that fits, else the smallest: smaller work than this may still fit it."""
+    plans = list(ladder())
+    return next((plan for plan in plans if budget is None or peak(plan, sizes, work) <= budget), plans[-1])
+
+
+def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work) -> MemoryPlan | None:
+    """The next plan down the ladder that needs less than this one, None below the last."""
+    used = peak(plan, sizes, work)
+    plans = list(ladder())
+    below = plans[plans.index(plan) + 1 :]
+    return next((other for other in below if peak(other, sizes, work) < used), None)
+
+
+def too_large(sizes: Sizes, work: Work, budget: int | None) -> DeviceError:
+    """The error for work that no plan makes small enough, with the largest size that one would."""
+    least = min(peak(plan, sizes, work) for plan in ladder())
+    room = "the device has" if budget is None else f"{gibibytes(budget)} is what there is"
+    side = largest_square(sizes, work, budget if budget is not None else least - 1)
+    advice = (
+        f"the largest square that fits is {side}x{side}"
+        if side
+        else "no size fits, so use a smaller variant, FP8 weights or another device"
+    )
+    return DeviceError(
+        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the "
+        f"smallest plan, more than {room}: {advice}."
+    )
+
+
+def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:
+    """The side in pixels of the largest picture, drawn alone, that some plan fits into the budget."""
+    smallest = list(ladder())[-1]
+    limit = min(sizes.mmdit.pos_embed_max_size * PIXELS_PER_TOKEN, LARGEST_SIDE)
+    for side in range(limit - limit % SIDE_STEP, 0, -SIDE_STEP):
+        alone = Work(side, side, 1, work.steps, work.text_tokens, work.guided)
+        if peak(smallest, sizes, alone) <= budget:
+            return side
+    return None
+
+
+def described(plan: MemoryPlan) -> str:
+    """The plan in a few words."""
+    return f"{plan.name}{_remarks(plan)}"
+
+
+def as_dict(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> dict[str, Any]:
+    """The plan and its table, for JSON."""
+    table = [
+        {"stage": stage.name, "on_card": stage.on_card, "bytes": stage.bytes}
+        for stage in stages(plan, sizes, work)
+    ]
+    return {**asdict(plan), "budget_bytes": budget, "stages": table}
+
+
+def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> str:
+    """The plan for people: stage, what is on the card, bytes, headroom."""
+    rows = [("stage", "on the card", "peak", "headroom")]
+    for stage in stages(plan, sizes, work):
+        left = "" if budget is None else gibibytes(budget - stage.bytes)
+        rows.append((stage.name, stage.on_card, gibibytes(stage.bytes), left))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    within = "" if budget is None else f" within {gibibytes(budget)}"
+    return "\n".join([f"plan: {described(plan)}{within}", *lines])
+
+
+def gibibytes(count: int) -> str:
+    """1_610_612_736 -> '1.50 GiB', below a tenth of one in MiB."""
+    return f"{count / 2**30:.2f} GiB" if abs(count) >= 0.1 * 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
+    """Beside the VAE's weights; pictures are decoded one at a time."""
+    return decode_bytes(sizes.vae_config, work.width, work.height, sizes.itemsize, strips=plan.strips)
+
+
+def decode_bytes(config: VaeConfig, width: int, height: int, itemsize: int, *, strips: bool) -> int:
+    """Activations of one picture's decode; in strips the coarsest level, which is whole, may be the most."""
+    row = config.channels[0] * width * itemsize
+    if not strips:
+        return WHOLE_DECODE_FACTOR * row * height
+    coarsest = config.channels[-1] * (width * height // PIXELS_PER_LATENT**2) * itemsize
+    strip = 2 * row * min(STRIP_ROWS, height)
+    return max(round(STRIPS_FACTOR * row * height + STRIP_FACTOR * strip), COARSE_FACTOR * coarsest)
+
+
+def table_rows(config: MMDiTConfig) -> int:
+    """Rows of one step's modulation table."""
+    duals = len(config.dual_attention_layers)
+    joint = 2 * MODULATIONS * config.num_layers + duals * (MODULATIONS_DUAL - MODULATIONS)
+    return joint - MODULATIONS + MODULATIONS_LAST_CONTEXT + FINAL_ROWS
+
+
+def _always(plan: MemoryPlan, sizes: Sizes) -> tuple[int, list[str]]:
+    """Bytes that never leave, and their names."""
+    parts = [
+        (plan.encoders_stay, "encoders", sizes.encoders),
+        (plan.modulations_stay, "AdaLN", sizes.modulations),
+        (plan.blocks_stay and plan.passing < 1, "blocks", sizes.blocks - _passing_bytes(plan, sizes)),
+        (True, "embedders", sizes.rest),
+        (plan.vae_stays, "VAE", sizes.vae),
+    ]
+    staying = [(name, size) for stays, name, size in parts if stays]
+    return sum(size for _, size in staying), [name for name, _ in staying]
+
+
+def _loop_blocks(plan: MemoryPlan, sizes: Sizes) -> tuple[int, str | bool]:
+    """What comes for the loop."""
+    if not plan.blocks_stay:
+        return sizes.blocks, "blocks"
+    passing = [sizes.block_bytes[i] for i in passing_blocks(plan, len(sizes.block_bytes))]
+    return (2 * _room(max(passing)), f"{len(passing)} blocks passing") if passing else (0, False)
+
+
+def _passing_bytes(plan: MemoryPlan, sizes: Sizes) -> int:
+    return sum(sizes.block_bytes[i] for i in passing_blocks(plan, len(sizes.block_bytes)))
+
+
+def _table(sizes: Sizes, work: Work) -> int:
+    return work.steps * work.rows * table_rows(sizes.mmdit) * sizes.mmdit.channels * sizes.itemsize
+
+
+def _step(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
+    """Activations of one step, and the embeds and latents beside them."""
+    tokens = work.text_tokens + (work.width // PIXELS_PER_TOKEN) * (work.height // PIXELS_PER_TOKEN)
+    rows = work.rows if plan.one_pass or not work.guided else work.rows // 2
+    unit = tokens * sizes.mmdit.channels * sizes.itemsize
+    embeds = (
+        work.rows * work.text_tokens * (sizes.mmdit.text_channels + sizes.mmdit.channels) * sizes.itemsize
+    )
+    latents = 4 * work.rows * LATENT_CHANNELS * PATCH_SIZE**2 * tokens
+    return round(STEP_FACTOR * rows * unit) + embeds + latents
+
+
+def _room(nbytes: int) -> int:
+    """A room for a layer: each of its few dozen values begins at an aligned place."""
+    return nbytes + 32 * ALIGNMENT if nbytes else 0
+
+
+def _and(words: list[str], more: str | bool) -> str:
+    return ", ".join([*words, *([more] if isinstance(more, str) else [])])
+
+
+def _remarks(plan: MemoryPlan) -> str:
+    """What the table can't show."""
+    remarks = [
+        *(["decode in strips"] if plan.strips else []),
+        *([] if plan.one_pass else ["guidance in two passes"]),
+    ]
+    return f" ({', '.join(remarks)})" if remarks else ""

@@ -1,0 +1,173 @@
+"""Where the weights of a loaded model live: a memory plan carried out on its parts.
+
+`memory.py` decides; here its plan becomes visits and parades (`moving.py`) of the parts that don't stay. They
+arrive when they are called and are gone when their stage ends, however it ends. Another plan can follow
+between drawings: all parts go home to host memory, and what stays by the new plan moves in again.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sd35.errors import DeviceError
+from sd35.runtime import memory
+from sd35.runtime.encoders import TextEncoder, TextEncoders
+from sd35.runtime.memory import MemoryPlan, Work
+from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.moving import Cargo, Dock, Parade, Visit
+from sd35.runtime.sizes import Sizes
+from sd35.runtime.vae import VaeDecoder, whole
+from sd35.runtime.vae_strips import in_strips
+
+log = logging.getLogger(__name__)
+
+_HOST = torch.device("cpu")
+
+
+class Residence:
+    """The parts of one model under one plan, and `dock`, which counts what visits the device."""
+
+    def __init__(
+        self,
+        encoders: TextEncoders,
+        mmdit: MMDiT,
+        vae: VaeDecoder,
+        sizes: Sizes,
+        device: torch.device,
+        plan: MemoryPlan,
+        budget: int | None,
+    ) -> None:
+        self._encoders, self._mmdit, self._vae = encoders, mmdit, vae
+        self.sizes, self.device, self.plan, self.budget = sizes, device, plan, budget
+        self.dock = Dock(device)
+        self._guests: list[Visit | Parade] = []
+        self._move_in()
+
+    def fit(self, work: Work) -> bool:
+        """Change to a smaller plan if this work needs one; whether it did. DeviceError if none will do."""
+        if self.budget is None or memory.peak(self.plan, self.sizes, work) <= self.budget:
+            return False
+        self.change(memory.choose(self.sizes, work, self.budget))
+        return True
+
+    def shrink(self, work: Work) -> None:
+        """After the device had no room for this work: the next smaller plan; DeviceError below the last."""
+        smaller = memory.smaller_than(self.plan, self.sizes, work)
+        if smaller is None:
+            raise self.too_large(work)
+        log.warning(
+            "The device had no room for the plan '%s'; trying once more with '%s', which is slower.",
+            memory.described(self.plan), memory.described(smaller),
+        )  # fmt: skip
+        self.change(smaller)
+
+    def too_large(self, work: Work) -> DeviceError:
+        """The error for work for which the device had no room, whatever it promised."""
+        return memory.too_large(self.sizes, work, memory.peak(self.plan, self.sizes, work) - 1)
+
+    def table(self, work: Work) -> str:
+        """The plan for this work, for people."""
+        return memory.table_text(self.plan, self.sizes, work, self.budget)
+
+    def as_dict(self, work: Work) -> dict[str, Any]:
+        """The plan for this work, for JSON."""
+        return memory.as_dict(self.plan, self.sizes, work, self.budget)
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        """Whoever visits the device for this stage is gone at its end."""
+        try:
+            yield
+        finally:
+            self._send_home()
+
+    def change(self, plan: MemoryPlan) -> None:
+        """Live by another plan from now on."""
+        with torch.inference_mode(False), torch.no_grad():
+            for guest in self._guests:
+                guest.end()
+            self._guests = []
+            for part in self._parts():
+                part.to(_HOST)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.plan = plan
+            self._move_in()
+
+    def _move_in(self) -> None:
+        """Put on the device what stays there, and arrange how the others come."""
+        self._vae.walk = in_strips if self.plan.strips else whole
+        if not self.plan.moves:
+            for part in self._parts():
+                part.to(self.device)
+            return
+        self._place_encoders()
+        self._place_mmdit()
+        if self.plan.vae_stays:
+            self._vae.to(self.device)
+        else:
+            self._guests.append(Visit(Cargo(self._vae), self._vae, self.dock))
+
+    def _place_encoders(self) -> None:
+        if self.plan.encoders_stay:
+            for encoder in self._text_encoders():
+                encoder.model.to(self.device)
+            return
+        for encoder in (self._encoders.clip_l, self._encoders.clip_g):
+            model = encoder.model
+            self._guests.append(Visit(Cargo(model), model, self.dock, before=self._send_home))
+        if self._encoders.t5 is not None:
+            # Its tables are read where they lie; a text's few vectors travel.
+            t5 = self._encoders.t5.model
+            t5.get_submodule("encoder.final_layer_norm").to(self.device)
+            layers = list(t5.get_submodule("encoder.block").children())
+            cargos = [Cargo(layer) for layer in layers]
+            self._guests.append(Parade(layers, cargos, self.dock, repeats=False, before=self._send_home))
+
+    def _place_mmdit(self) -> None:
+        mmdit, plan = self._mmdit, self.plan
+        modulations = mmdit.modulation_layers()
+        self._settle(mmdit, [*modulations, *mmdit.blocks])
+        if plan.modulations_stay:
+            for layer in modulations:
+                layer.to(self.device)
+        else:
+            cargos = [self._packed(Cargo(layer)) for layer in modulations]
+            self._guests.append(Parade(modulations, cargos, self.dock, repeats=False))
+        if not plan.blocks_stay:
+            cargo = self._packed(Cargo(mmdit.blocks, without=modulations))
+            self._guests.append(Visit(cargo, mmdit, self.dock))
+            return
+        passing = [mmdit.blocks[i] for i in memory.passing_blocks(plan, len(mmdit.blocks))]
+        self._settle(mmdit.blocks, [*modulations, *passing])
+        if passing:
+            cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True))
+
+    def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
+        """Move a module to the device for good, but for some modules below it."""
+        left_out = {id(inner) for left in but for inner in left.modules()}
+        for owner in module.modules():
+            if id(owner) not in left_out:
+                owner._apply(lambda tensor: tensor.to(self.device), recurse=False)
+
+    def _packed(self, cargo: Cargo) -> Cargo:
+        """In page-locked memory where there is a card to read it."""
+        if self.device.type == "cuda":
+            cargo.pack()
+        return cargo
+
+    def _send_home(self) -> None:
+        for guest in self._guests:
+            guest.leave()
+
+    def _text_encoders(self) -> list[TextEncoder]:
+        encoders = self._encoders
+        return [encoders.clip_l, encoders.clip_g, *([encoders.t5] if encoders.t5 else [])]
+
+    def _parts(self) -> list[nn.Module]:
+        return [*(encoder.model for encoder in self._text_encoders()), self._mmdit, self._vae]

@@ -1,0 +1,178 @@
+"""Memory plans: arithmetic that can be checked by hand, and sizes that are the loaded model's own."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd35.bench.random_weights import RandomCheckpoint
+from sd35.checkpoints.formats import open_checkpoint
+from sd35.config import RuntimeConfig, bytes_of
+from sd35.errors import DeviceError, RequestError
+from sd35.quantization.recipe import Recipe
+from sd35.runtime import facts, memory
+from sd35.runtime.configs import read_mmdit_config, read_vae_config
+from sd35.runtime.memory import Work
+from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.sizes import Sizes, sizes_of
+from sd35.variants import VARIANTS
+
+GIB = 2**30
+GUIDED = Work(1024, 1024, images=1, steps=28, text_tokens=333, guided=True)
+
+
+def sizes(variant: str) -> Sizes:
+    """Of a variant at full size in FP8, by its headers alone."""
+    checkpoint = RandomCheckpoint(variant, torch.device("cpu"), Recipe())
+    configs = read_mmdit_config(checkpoint), read_vae_config(checkpoint)
+    return sizes_of(checkpoint, *configs, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def large() -> Sizes:
+    """Large's."""
+    return sizes("large")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp32"])
+def test_sizes_are_those_of_the_loaded_model(
+    precision: str, demo: Path, demo_fp8: Path, pipeline_fp8: Pipeline, pipeline_fp32: Pipeline
+) -> None:
+    """What the headers promise is, to the byte, what the filled modules hold."""
+    path, pipeline, dtype = (
+        (demo_fp8, pipeline_fp8, torch.bfloat16)
+        if precision == "fp8"
+        else (demo, pipeline_fp32, torch.float32)
+    )
+    opened = open_checkpoint(path)
+    promised = sizes_of(opened, read_mmdit_config(opened), read_vae_config(opened), dtype)
+    held = facts.weight_bytes(pipeline)
+    modulations = sum(
+        tensor.nbytes
+        for layer in pipeline.mmdit.modulation_layers()
+        for tensor in [*layer.parameters(), *layer.buffers()]
+    )
+    assert promised.modulations == modulations
+    assert promised.modulations + promised.blocks + promised.rest == held["transformer"]
+    assert promised.vae == held["vae"]
+    assert list(promised.clips) == [held["text_encoder"], held["text_encoder_2"]]
+    assert promised.t5_tables + promised.t5_layers == held["text_encoder_3"]
+    assert promised.total == held["total"]
+
+
+def test_a_third_of_large_is_adaln(large: Sizes) -> None:
+    """2.67 billion parameters in FP8, with scales and biases; they are what the table replaces."""
+    assert 2.67e9 < large.modulations < 1.02 * 2.67e9
+
+
+def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
+    """On an H100: a guided step beside its weights, a whole decode, the loop with AdaLN on the card."""
+    resident = next(memory.ladder())
+    _, tables, loop, _ = memory.stages(resident, large, GUIDED)
+    assert 0.48 * GIB < loop.activations - tables.activations < 0.54 * GIB
+    assert large.vae + memory.decode_activations(resident, large, GUIDED) == pytest.approx(
+        1.6 * GIB, rel=0.05
+    )
+    alone = loop.bytes - large.encoders - large.vae
+    assert alone == pytest.approx(8.3 * GIB, rel=0.05)
+    assert tables.activations == 28 * 2 * (38 * 12 - 6 + 2 + 2) * 2432 * 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "gibibytes", "name", "blocks_stay", "passing"),
+    [
+        ("large", 24.0, "resident", True, 0.0),
+        ("large", 7.2, "staged", True, 0.0),
+        ("large", 6.2, "staged", False, 0.0),
+        ("large", 5.2, "streamed", True, 0.5),
+        ("large", 3.2, "streamed", True, 0.75),
+        ("medium", 3.2, "staged", False, 0.0),
+        ("demo", 3.2, "resident", True, 0.0),
+    ],
+)
+def test_a_budget_chooses_its_plan(
+    variant: str, gibibytes: float, name: str, blocks_stay: bool, passing: float
+) -> None:
+    """The fastest plan that fits, and it fits in every stage."""
+    budget, found = round(gibibytes * GIB), sizes(variant)
+    plan = memory.choose(found, GUIDED, budget)
+    assert (plan.name, plan.blocks_stay, plan.passing) == (name, blocks_stay, passing)
+    assert all(stage.bytes <= budget for stage in memory.stages(plan, found, GUIDED))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_last_rung_is_the_lowest(variant: str) -> None:
+    """At the variant's own size nothing needs more than the first plan, and nothing less than the last."""
+    own = VARIANTS[variant]
+    work = Work(own.native_size, own.native_size, 1, own.num_inference_steps, 333, own.guidance_scale > 1)
+    found = sizes(variant)
+    peaks = [memory.peak(plan, found, work) for plan in memory.ladder()]
+    assert max(peaks) == peaks[0] > peaks[-1] == min(peaks)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 9), (0.5, 19), (0.75, 28), (1.0, 38)])
+def test_passing_blocks_are_spread(share: float, count: int) -> None:
+    """As many as the share says, with equal distances but for one."""
+    passing = memory.passing_blocks(memory.MemoryPlan("streamed", passing=share), 38)
+    assert len(passing) == count
+    gaps = {after - before for before, after in itertools.pairwise(passing)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_t5_and_the_decoder_keep_their_promises(large: Sizes) -> None:
+    """Two of T5's layers are at most 0.8 GiB; a decode in strips with its weights is at most 0.6 GiB."""
+    assert 2 * large.largest_t5_layer + memory.ENCODE_ACTIVATIONS < 0.8 * GIB
+    strips = memory.MemoryPlan("staged", strips=True)
+    assert large.vae + memory.decode_activations(strips, large, GUIDED) < 0.6 * GIB
+
+
+def test_the_next_smaller_plan_is_smaller(large: Sizes) -> None:
+    """Down the ladder by real savings alone, and no further than its end."""
+    plan, peaks = next(memory.ladder()), []
+    while plan is not None:
+        peaks.append(memory.peak(plan, large, GUIDED))
+        plan = memory.smaller_than(plan, large, GUIDED)  # type: ignore[assignment]
+    assert all(after < before for before, after in itertools.pairwise(peaks))
+    assert peaks[-1] == min(memory.peak(plan, large, GUIDED) for plan in memory.ladder())
+
+
+def test_what_fits_nowhere_is_told_what_would(large: Sizes) -> None:
+    """One sentence with a size, and that size does fit while the next larger one doesn't."""
+    huge = Work(3072, 3072, 4, 28, 333, guided=True)
+    budget = 2 * GIB
+    with pytest.raises(DeviceError, match=r"3072x3072 .* largest square that fits is (\d+)x\1") as caught:
+        memory.choose(large, huge, budget)
+    side = int(str(caught.value).rpartition("x")[2].rstrip("."))
+    least = list(memory.ladder())[-1]
+    fits = [
+        memory.peak(least, large, Work(s, s, 1, 28, 333, guided=True)) <= budget for s in (side, side + 64)
+    ]
+    assert fits == [True, False]
+
+
+def test_the_table_names_stages_bytes_and_headroom(large: Sizes) -> None:
+    """Four stages; what is left is the budget less the stage."""
+    budget = round(7.2 * GIB)
+    text = memory.table_text(memory.choose(large, GUIDED, budget), large, GUIDED, budget)
+    head, titles, *rows = text.splitlines()
+    assert head == "plan: staged (decode in strips) within 7.20 GiB"
+    assert titles.split() == ["stage", "on", "the", "card", "peak", "headroom"]
+    assert [row.split()[0] for row in rows] == ["encode", "tables", "loop", "decode"]
+    peak, headroom = (float(word) for word in (rows[2].split()[-4], rows[2].split()[-2]))
+    assert peak + headroom == pytest.approx(7.2, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("amount", "count"), [("8GiB", 8 * GIB), ("7.2 GB", 7_200_000_000), ("800MiB", 800 << 20), (123, 123)]
+)
+def test_amounts_of_memory(amount: str | int, count: int) -> None:
+    """Binary and decimal units, and bytes."""
+    assert bytes_of(amount) == count
+
+
+@pytest.mark.parametrize("amount", ["", "-1GiB", "0MB", "8 bananas", "nanGiB", "9" * 40, True])
+def test_what_is_no_amount_is_refused(amount: str) -> None:
+    """With what would be one."""
+    with pytest.raises(RequestError, match=r"max_vram .* 7\.2GiB"):
+        RuntimeConfig(max_vram=amount)

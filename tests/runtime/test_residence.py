@@ -1,0 +1,200 @@
+"""Plans carried out on the demo: the same pictures whatever moves, and no end when memory is short."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sd35.config import RuntimeConfig
+from sd35.errors import DeviceError
+from sd35.request import GenerationRequest
+from sd35.runtime import load, memory, pipeline
+from sd35.runtime.load import load_pipeline
+from sd35.runtime.memory import MemoryPlan, Work
+from sd35.runtime.moving import aligned
+from sd35.runtime.pipeline import Pipeline
+
+PLANS = list(memory.ladder())
+CPU = RuntimeConfig(device="cpu", compute_dtype="bf16")
+
+
+@pytest.fixture(scope="module")
+def movable(demo_fp8: Path) -> Pipeline:
+    """The demo in FP8, whose plan tests may change."""
+    return load_pipeline(demo_fp8, CPU)
+
+
+@pytest.fixture
+def small(fox: GenerationRequest) -> GenerationRequest:
+    """Two steps of a small picture, with guidance."""
+    return GenerationRequest(fox.prompt, seed=7, num_inference_steps=2, width=128, height=256)
+
+
+def drawn(pipeline: Pipeline, request: GenerationRequest) -> np.ndarray:
+    """The picture's values, encoded anew."""
+    pipeline.prompts.clear()
+    return np.asarray(pipeline.generate(request).images[0].image).astype(int)
+
+
+def bytes_of_modules(*modules: torch.nn.Module) -> int:
+    """The room that their values take."""
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return sum(aligned(tensor.nbytes) for tensor in tensors)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=[f"{i}-{plan.name}" for i, plan in enumerate(PLANS)])
+def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small: GenerationRequest) -> None:
+    """By every plan, to the last bit where nothing is computed in pieces, and twice in a row."""
+    movable.residence.change(PLANS[0])
+    expected = drawn(movable, small)
+    movable.residence.change(plan)
+    in_pieces = plan.strips or not plan.one_pass
+    for _ in range(2):
+        assert np.abs(drawn(movable, small) - expected).max() <= (2 if in_pieces else 0)
+    assert movable.residence.dock.held == 0
+
+
+def test_the_smallest_plan_holds_what_its_table_says(movable: Pipeline, small: GenerationRequest) -> None:
+    """Of weights that move there are never more on the device than the largest stage's, to 1%."""
+    movable.residence.change(PLANS[-1])
+    residence = movable.residence
+    residence.dock.peak = 0
+    drawn(movable, small)
+    work = Work.of(small.pictures(movable.variant)[0].settings, 1)
+    said = (
+        max(stage.weights for stage in memory.stages(PLANS[-1], residence.sizes, work)) - residence.sizes.rest
+    )
+    assert residence.dock.peak <= said
+    assert residence.dock.peak == pytest.approx(said, rel=0.05)
+
+
+def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
+    """The table is made with two AdaLN layers on the device at most, and is the same to the last bit."""
+    mmdit, residence = movable.mmdit, movable.residence
+    text = torch.randn(2, 9, mmdit.config.text_channels, dtype=torch.bfloat16)
+    pooled = torch.randn(2, mmdit.config.pooled_channels, dtype=torch.bfloat16)
+    timesteps = torch.tensor([900.0, 500.0, 3.0])
+    residence.change(PLANS[0])
+    with torch.inference_mode():
+        expected = mmdit.condition(text, pooled, timesteps)
+        residence.change(PLANS[3])
+        assert (residence.plan.modulations_stay, residence.plan.blocks_stay) == (False, True)
+        residence.dock.peak = 0
+        found = mmdit.condition(text, pooled, timesteps)
+    assert torch.equal(found.table, expected.table)
+    assert residence.dock.peak == 2 * max(bytes_of_modules(layer) for layer in mmdit.modulation_layers())
+    assert residence.dock.held == 0
+
+
+def test_kept_prompts_need_no_encoders(movable: Pipeline, small: GenerationRequest) -> None:
+    """A second request with the same texts moves no encoder: nothing visits in the encode stage."""
+    movable.residence.change(PLANS[2])
+    movable.generate(small)
+    movable.residence.dock.peak = 0
+    movable.generate(small)
+    assert movable.residence.dock.peak == 0
+
+
+def test_a_budget_decides_at_load(demo_fp8: Path, small: GenerationRequest) -> None:
+    """A pipeline that is loaded for little memory draws the picture of one that has all."""
+    free = load_pipeline(demo_fp8, CPU)
+    native = Work.of(GenerationRequest("").pictures(free.variant)[0].settings, 1)
+    budget = memory.peak(PLANS[-1], free.residence.sizes, native)
+    tight = load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="bf16", max_vram=budget))
+    assert free.residence.plan == PLANS[0]
+    assert memory.peak(tight.residence.plan, free.residence.sizes, native) <= budget
+    assert tight.residence.plan.moves
+    assert np.abs(drawn(tight, small) - drawn(free, small)).max() <= 2
+
+
+def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
+    """A request beyond the plan's reach changes the plan; one beyond all plans is told what would fit."""
+    sizes = load_pipeline(demo_fp8, CPU).residence.sizes
+    little, more = (Work(side, side, 1, 28, 141, True) for side in (256, 512))
+    budget = memory.peak(PLANS[0], sizes, little)
+    config = RuntimeConfig(device="cpu", compute_dtype="bf16", max_vram=budget)
+    pipeline = load_pipeline(demo_fp8, config)
+    assert pipeline.residence.plan == PLANS[0]
+    assert pipeline.residence.fit(more) == (memory.peak(PLANS[0], sizes, more) > budget)
+    assert memory.peak(pipeline.residence.plan, sizes, more) <= budget
+    with pytest.raises(DeviceError, match="largest square that fits"):
+        pipeline.generate(
+            GenerationRequest("a fox", width=512, height=512, num_images=64, num_inference_steps=28)
+        )
+
+
+def failing(times: int, original: Callable) -> Callable:  # type: ignore[type-arg]
+    """The function, out of memory for the first so many calls."""
+    left = [times]
+
+    def planted(*args: object, **kwargs: object) -> object:
+        """Fail as a card does."""
+        if left[0] > 0:
+            left[0] -= 1
+            raise torch.cuda.OutOfMemoryError("planted")
+        return original(*args, **kwargs)
+
+    return planted
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+def test_out_of_memory_is_followed_by_a_smaller_plan(
+    stage: str,
+    movable: Pipeline,
+    small: GenerationRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In any stage: said aloud once, and the picture is drawn after all."""
+    movable.residence.change(PLANS[0])
+    expected = drawn(movable, small)
+    monkeypatch.setattr(pipeline, stage, failing(1, getattr(pipeline, stage)))
+    with caplog.at_level(logging.WARNING, "sd35"):
+        assert np.abs(drawn(movable, small) - expected).max() <= 2
+    assert movable.residence.plan != PLANS[0]
+    assert [record.getMessage()[:26] for record in caplog.records] == ["The device had no room for"]
+
+
+@pytest.mark.parametrize("plan", [PLANS[1], PLANS[-1]])
+def test_after_the_last_failure_the_next_request_is_served(
+    plan: MemoryPlan, movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room twice, or below the smallest plan: one sentence with a size; then all is as it was."""
+    movable.residence.change(PLANS[0])
+    expected = drawn(movable, small)
+    movable.residence.change(plan)
+    monkeypatch.setattr(pipeline, "decode", failing(2 if plan != PLANS[-1] else 1, pipeline.decode))
+    with pytest.raises(DeviceError, match=r"^128x256 pixels, .* fits"):
+        movable.generate(small)
+    assert movable.residence.dock.held == 0
+    assert np.abs(drawn(movable, small) - expected).max() <= 2
+
+
+def test_a_failure_in_the_middle_of_a_parade(movable: Pipeline, small: GenerationRequest) -> None:
+    """A block that fails while it visits is at home afterwards, and so is all that was on its way."""
+    movable.residence.change(PLANS[-1])
+    expected = drawn(movable, small)
+    hook = movable.mmdit.blocks[2].register_forward_pre_hook(failing(1, lambda *_: None))
+    with pytest.raises(DeviceError):
+        movable.generate(small)
+    hook.remove()
+    assert movable.residence.dock.held == 0
+    assert np.array_equal(drawn(movable, small), expected)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_out_of_memory_at_load(
+    times: int, demo_fp8: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: loaded by a smaller plan, said aloud. Twice: one sentence."""
+    monkeypatch.setattr(load, "_load_vae", failing(times, load._load_vae))
+    if times == 2:
+        with pytest.raises(DeviceError, match="largest square that fits"):
+            load_pipeline(demo_fp8, CPU)
+        return
+    with caplog.at_level(logging.WARNING, "sd35"):
+        assert load_pipeline(demo_fp8, CPU).residence.plan.moves
+    assert "had no room" in caplog.text
