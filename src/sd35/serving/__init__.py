@@ -1,0 +1,1 @@
+"""Jobs over HTTP: what stands between a client and the pipeline."""
