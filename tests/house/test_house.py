@@ -32,6 +32,8 @@ def imported_by(statement: str) -> set[str]:
         "import sd35.checkpoints.manifest, sd35.checkpoints.store, sd35.checkpoints.records",
         "import sd35.checkpoints.gates, sd35.checkpoints.header, sd35.checkpoints.tree",
         "import sd35.checkpoints.fetch.fetch",
+        "import sd35.serving.keys, sd35.serving.spool, sd35.serving.objects",
+        "import sd35.serving.safety, sd35.serving.output_check",
     ],
 )
 def test_light_rooms_stay_light(statement: str) -> None:

@@ -27,7 +27,7 @@ _WEIGHT = re.compile(r":\s{0,3}[-+]?\d{0,6}\.?\d{1,6}(?=\s{0,3}[)\]}>|])")
 _CAPITAL_I = re.compile(r"(?<=[a-z])I(?=[a-zI]|\b)")  # "kiII": nobody writes this but to deceive
 _WORD = re.compile(r"[^\W_]+")
 # A word in which signs may stand for letters; "!", "|" and "+" only where letters follow.
-_SIGNED_WORD = re.compile(r"(?:[^\W_]|[@$€£¢](?=\S)|(?<=\S)[@$]|[!|+](?=[^\W_]))+")
+_SIGNED_WORD = re.compile(r"(?:[^\W_]|[@$€£¢](?=\S)|(?<=\S)[@$|]|[!|+](?=[^\W_]|[|@$]))+")
 _LEET = "01346579825@$!|+€£¢"
 _LETTERS = "oieagstgbzsasiiteic"
 _LOOSE = str.maketrans(_LEET + "l", _LETTERS + "i")
@@ -96,11 +96,12 @@ class Plain:
 
 @dataclass(frozen=True)
 class _Seams:
-    """Per letter of a squashed text: whether a word begins, ends here, and which one it belongs to."""
+    """Per letter of a squashed text: does a word begin, end here; its first and its last word."""
 
     opens: list[bool]
     closes: list[bool]
-    word: list[int]
+    first: list[int]
+    last: list[int]
 
 
 @dataclass(frozen=True)
@@ -117,32 +118,34 @@ class Squashed:
     @cached_property
     def seams(self) -> _Seams:
         """Where words begin and end in `text`; a letter that swallowed its like has the seams of both."""
-        seams, before = _Seams([], [], []), ""
+        seams, before = _Seams([], [], [], []), ""
         for number, word in enumerate(self.words):
             last = len(word) - 1
             for at, letter in enumerate(word.translate(_LOOSE)):
-                if letter == before:
-                    seams.closes[-1] = at == last
-                    seams.opens[-1] = seams.opens[-1] or at == 0
-                    continue
-                before = letter
-                seams.opens.append(at == 0)
-                seams.closes.append(at == last)
-                seams.word.append(number)
+                if letter != before:
+                    before = letter
+                    seams.opens.append(False)
+                    seams.closes.append(False)
+                    seams.first.append(number)
+                    seams.last.append(number)
+                seams.opens[-1] |= at == 0
+                seams.closes[-1] |= at == last
+                seams.last[-1] = number
         return seams
 
-    def looks_disguised(self, begin: int, end: int) -> bool:
-        """Whether letters [begin, end) hold an odd word, or words in an odd manner of being apart."""
-        first, last = self.seams.word[begin], self.seams.word[end - 1]
-        if any(map(_is_odd, self.words[first : last + 1])):
-            return True
-        if first == last:
-            return False
-        if all(self._is_tight(at) for at in range(first, last)):
-            return True
+    def looks_disguised(self, begin: int, end: int, words: int) -> bool:
+        """Whether letters [begin, end), which should be so many words, are odd or oddly apart."""
+        last = self.seams.first[end - 1]
+        first = min(self.seams.last[begin], last)
         count, letters = last - first + 1, end - begin
+        if count < words or any(map(_is_odd, self.words[first : last + 1])):
+            return True
+        if count == 1:
+            return False
+        if count > words and all(self._is_tight(at) for at in range(first, last)):
+            return True
         longest_fragment = 3.0 if letters >= 6 else 1.5
-        return letters >= 8 or (count >= 3 and letters <= longest_fragment * count)
+        return count > words and (letters >= 8 or (count >= 3 and letters <= longest_fragment * count))
 
     def _is_tight(self, at: int) -> bool:
         """Whether no honest writer puts this between two words: a dot or an emoji without a space."""

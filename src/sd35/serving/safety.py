@@ -47,6 +47,7 @@ class _Find:
     list_name: str
     term: str
     letters: int
+    words: int
     starts_word: bool
     ends_word: bool
     is_exception: bool = False
@@ -113,7 +114,9 @@ class PromptPolicy:
                     continue
                 if find.ends_word and not reading.seams.closes[end - 1]:
                     continue
-                if self._is_reversed(find, reading.text[begin:end]) or reading.looks_disguised(begin, end):
+                if self._is_reversed(find, reading.text[begin:end]) or reading.looks_disguised(
+                    begin, end, find.words
+                ):
                     yield find
 
     @staticmethod
@@ -126,7 +129,7 @@ class PromptPolicy:
             self._add_term(terms, term)
         for phrase in terms.exceptions:
             words = " ".join(plain(fold(phrase)).text.split())
-            find = _Find(terms.name, phrase, len(words) + 2, True, True, is_exception=True)
+            find = _Find(terms.name, phrase, len(words) + 2, 1, True, True, is_exception=True)
             self._plain.add(f" {words} ", find)
 
     def _add_term(self, terms: TermList, term: str) -> None:
@@ -135,13 +138,13 @@ class PromptPolicy:
         starts, ends = terms.match != "substring", terms.match == "word"
         if terms.match == "substring":
             together = words.replace(" ", "")
-            self._anywhere.add(together, _Find(terms.name, term, len(together), False, False))
+            self._anywhere.add(together, _Find(terms.name, term, len(together), 1, False, False))
         else:
             pattern = f" {words}{' ' * ends}"
-            self._plain.add(pattern, _Find(terms.name, term, len(pattern), True, ends))
+            self._plain.add(pattern, _Find(terms.name, term, len(pattern), 1, True, ends))
         letters = loose(folded)
         if terms.disguises and len(letters) >= _SHORTEST_DISGUISED:
-            find = _Find(terms.name, term, len(letters), starts, ends)
+            find = _Find(terms.name, term, len(letters), len(words.split()), starts, ends)
             self._squashed.add(letters, find)
             if ends and len(letters) >= _SHORTEST_REVERSED and letters != letters[::-1]:
                 self._squashed.add(letters[::-1], find)
