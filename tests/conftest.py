@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# As the command itself has it (cli/main.py): threads that wait leave the cores to others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 if not torch.cuda.is_available():

@@ -40,7 +40,7 @@ def test_the_readme_has_a_line_a_run(result: dict[str, Any]) -> None:
     """Ours and the peers of one run side by side, a batch's seconds by the picture, "-" for the absent."""
     line = readme_section([result]).splitlines()[-1]
     assert line == (
-        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance "
+        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance, attention sdpa "
         "| **50.0** | 125.0 | - | - | 1.50 s | 6.0 GiB | 8.00 s |"
     )
 

@@ -44,6 +44,7 @@ def test_json_says_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert opened.size == (128, 256)
     assert report["checkpoint"] == "demo"
     assert report["precision"]["transformer"] == "float8_e4m3fn + bfloat16"
+    assert report["attention"] == "sdpa"
     sizes = report["weight_bytes"]
     assert sizes["total"] == sum(size for name, size in sizes.items() if not name.startswith("total"))
     assert sizes["total"] < sizes["total_16bit"]
@@ -96,6 +97,9 @@ def test_bf16_is_another_picture(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["x", "--checkpoint", "nonsense"], 4, "nonsense"),
         (["x", "--checkpoint", "large"], 4, "not on this machine"),
         (["x", "--device", "cuda:77"], 4, "cuda:77"),
+        (["x", "--device", "cpu", "--attention", "fa3"], 4, "'fa3' can't run here: it needs a CUDA device"),
+        (["x", "--device", "cpu", "--kernels", "triton"], 4, "'triton' can't run here"),
+        (["x", "--attention", "best"], 2, "--attention"),
         (["x", "-o", "/proc/none/x.png"], 4, "/proc/none"),
     ],
 )

@@ -1,11 +1,13 @@
 """`sd35 quantize`, `sd35 convert` and `sd35 compare` as people call them."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from sd35.cli.main import main
+from sd35.cli.main import entry, main
 from sd35.quantization import folders
 
 
@@ -75,3 +77,17 @@ def test_compare_refuses_in_one_line(
     """Bad input ends with the documented code and a sentence."""
     assert main(["compare", *arguments]) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_others(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    """The command sets OpenMP's waiting before torch is imported, unless the user has."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setattr(sys, "argv", ["sd35", "--version"])
+    with pytest.raises(SystemExit):
+        entry()
+    assert os.environ["OMP_WAIT_POLICY"] == expected

@@ -8,9 +8,11 @@ import argparse
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
+from sd35.config import Attention, Kernels, RuntimeConfig
 from sd35.request import GenerationRequest
 
 
@@ -37,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--variant", help="whose settings to use where the weights can't tell: large-turbo")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
+    parser.add_argument(
+        "--attention", choices=get_args(Attention), default="auto",
+        help="who attends; a name is a demand and never falls back (`sd35 doctor` says which can run here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kernels", choices=get_args(Kernels), default="auto",
+        help="who computes the rest of a step; reference is plain PyTorch",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", default="outputs", help="a .png file or a folder (default: outputs)"
     )
@@ -70,12 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
     request = _request(arguments)
     place = OutputPlace.at(arguments.output, request)
     # Heavy rooms are imported here: everything above answers at once.
-    from sd35.config import RuntimeConfig
     from sd35.quantization.ready import load
     from sd35.runtime import facts
 
     imported = time.perf_counter()
-    config = RuntimeConfig(device=arguments.device)
+    config = RuntimeConfig(device=arguments.device, attention=arguments.attention, kernels=arguments.kernels)
     pipeline = load(
         arguments.checkpoint,
         arguments.precision,
@@ -93,6 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         "checkpoint": pipeline.variant.name,
         "checkpoint_sha256": pipeline.identity,
         "precision": precision,
+        "attention": pipeline.mmdit.engine.attention,
         "weight_bytes": facts.weight_bytes(pipeline),
         "seconds": {
             "import": imported - begin,

@@ -9,6 +9,7 @@ Verbs are imported when they run, and their heavy rooms when they work, so `sd35
 
 import argparse
 import logging
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -68,4 +69,8 @@ def exit_code(error: Sd35Error) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
+    # PyTorch's threads wait for one another hundreds of times a step. Where other programs share the cores,
+    # a thread that waits by spinning takes the core from the one it waits for: a step of the demo model took
+    # 10 s instead of 0.3. Read by OpenMP when torch is imported; a setting of the user's stands.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())

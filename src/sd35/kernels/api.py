@@ -24,6 +24,8 @@ FIRST_NATIVE_FP8 = (8, 9)
 FIRST_WITH_BF16 = (8, 0)
 # cuBLAS refuses products of very few rows with a long K (seen on an H100: 2 rows, K 6144 and 9728).
 FEWEST_ROWS = 16
+# From here on a wide result is scaled by cuBLAS itself: 1.7% of Large's step on an H100 (docs/log.md).
+MANY_ROWS = 2048
 
 
 class Operations(Protocol):
@@ -109,23 +111,34 @@ def multiplies_natively(wanted: Kernels, weight: ScaledTensor, dtype: torch.dtyp
     return wanted != "reference" and cublas_refuses(weight, dtype) is None
 
 
-def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None) -> Product:
+def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None) -> Result:
     """x [B, T, K], weight [N, K] with one scale a row -> [B, T, N] in bf16, on the FP8 tensor cores.
 
-    The tensor cores multiply the bare E4M3 values, which is their fastest way; the scales and the bias are
-    left to whoever reads the product.
+    They multiply the bare E4M3 values, which is their fastest way, and the scales and the bias are left to
+    whoever reads the product. Not so where many tokens become four times as wide: to read a scale and a bias
+    for each of so many columns, token by token, costs that reader more than it costs cuBLAS.
     """
+    n, k = weight.data.shape
+    if len(x.data.flatten(0, -2)) >= MANY_ROWS and n >= 4 * k:
+        return _product(x, weight, x.scale.flatten(0, -2), weight.scale.T, bias)
+    one = _one(x.data.device)
+    return Product(_product(x, weight, one, one, None), x.scale, weight.scale.flatten(), bias)
+
+
+def _product(
+    x: ScaledTensor, weight: ScaledTensor, row_scale: Tensor, column_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """cuBLAS's product of the data, scaled as told: one scale for all, or [rows, 1] and [1, N]."""
     rows = x.data.flatten(0, -2)
     missing = max(0, FEWEST_ROWS - len(rows))
     if missing:
         # Zero rows in FP8 are zero bytes; F.pad does not know the dtype.
         rows = F.pad(rows.view(torch.uint8), (0, 0, 0, missing)).view(rows.dtype)
-    one = _one(rows.device)
-    values = torch._scaled_mm(
-        rows, weight.data.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
-    values = values[: len(values) - missing].unflatten(0, x.data.shape[:-1])
-    return Product(values, x.scale, weight.scale.flatten(), bias)
+    out = torch._scaled_mm(
+        rows, weight.data.T, scale_a=row_scale, scale_b=column_scale, bias=bias,
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+    return out[: len(out) - missing].unflatten(0, x.data.shape[:-1])
 
 
 @functools.cache

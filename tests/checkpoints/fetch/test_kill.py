@@ -51,8 +51,16 @@ def test_twenty_kills(
 
 
 def held(folder: Path) -> int:
-    """Bytes that lie in the folder, whole or in part."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes that lie in the folder, whole or in part; files come and go while it is counted."""
+    return sum(size_of(path) for path in folder.rglob("*"))
+
+
+def size_of(path: Path) -> int:
+    """A file's size; 0 for a folder, and for what is gone by now."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def wait_for(folder: Path, count: float) -> None:

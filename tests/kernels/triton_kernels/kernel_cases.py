@@ -81,6 +81,7 @@ def runs(inputs: Inputs, width: int) -> Iterator[tuple[str, Run]]:
                 lambda operations, hidden=hidden, form=form: [operations.gelu(hidden, form, inputs.dtype)],
             )
         share = inputs.random(BATCH, inputs.tokens + 4, width)[:, 2:-2]
+        share[:, 0] = 0  # a token of zeros has the scale 1
         yield (
             f"take {form.activation}",
             lambda operations, share=share, form=form: [operations.take(share, form)],
@@ -108,8 +109,8 @@ def _placed(
 def assert_meets(got: Operand, expected: Operand, tolerance: float) -> None:
     """Equal to the tolerance; in FP8 few values may have tipped over to a neighbouring number.
 
-    `tolerance` is relative to the largest value, for a norm's values near 0 are differences of large ones.
-    One such difference tips a value over about once in 2^-4 / tolerance.
+    A norm's values near 0 are differences of larger ones, so they are held to what those are worth. One such
+    difference tips a value over about once in 2^-4 / tolerance.
     """
     if isinstance(expected, ScaledTensor):
         assert isinstance(got, ScaledTensor)
@@ -117,9 +118,8 @@ def assert_meets(got: Operand, expected: Operand, tolerance: float) -> None:
         assert_meets(got.data, expected.data, tolerance)
         return
     a, b = got.double(), expected.double()
-    largest = float(b.abs().nan_to_num().max())
     if expected.dtype == torch.float8_e4m3fn:
         assert float((a.nan_to_num() != b.nan_to_num()).double().mean()) <= max(1e-3, 8 * tolerance)
-        torch.testing.assert_close(a, b, rtol=2**-3, atol=2**-8 + tolerance * largest, equal_nan=True)
+        torch.testing.assert_close(a, b, rtol=2**-3, atol=2**-8 + 448 * tolerance, equal_nan=True)
     else:
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=4 * tolerance, equal_nan=True)

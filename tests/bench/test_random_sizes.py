@@ -9,8 +9,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sd35.bench.full_size import PARTS, config_of
+from sd35.bench.random_weights import RandomCheckpoint
 from sd35.checkpoints.gates import check_config
 from sd35.checkpoints.sizes import config_size, layout_of
+from sd35.runtime import configs
 
 
 def built(part: str, config: dict[str, object]) -> nn.Module:
@@ -40,3 +42,15 @@ def test_libraries_build_the_real_tensors(variant: str, part: str) -> None:
     shapes = {name: tensor.shape for name, tensor in built(part, config).state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # the shared table's other name
     assert shapes == {name: spec.shape for name, spec in layout_of(config_size(part, config)).items()}
+
+
+@pytest.mark.parametrize("variant", ["large", "large-turbo", "medium"])
+def test_our_own_readers_read_them(variant: str) -> None:
+    """Loading a checkpoint of random weights finds in its configs all that it asks for."""
+    checkpoint = RandomCheckpoint(variant, torch.device("cpu"))
+    assert configs.read_mmdit_config(checkpoint).num_layers == {"medium": 24}.get(variant, 38)
+    assert configs.read_vae_config(checkpoint).groups == 32
+    assert configs.read_clip_config(checkpoint, "text_encoder").epsilon == 1e-5
+    assert configs.read_clip_config(checkpoint, "text_encoder_2").channels == 1280
+    assert configs.read_t5_config(checkpoint).epsilon == 1e-6
+    assert configs.read_shift(checkpoint) == 3.0
