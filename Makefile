@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-test-servers: $(VENV)/installed-dev $(SERVERS)/olah/installed $(SERVERS)/giftless/installed
+test-servers: $(VENV)/installed-dev $(VENV)/installed-servers $(SERVERS)/olah/installed $(SERVERS)/giftless/installed
 	$(BIN)/python scripts/test_servers.py
 
 check: $(VENV)/installed-dev
@@ -36,6 +36,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable '.[dev,compare,train,serve]'
+	touch $@
+
+$(VENV)/installed-servers: $(VENV)/installed-dev
+	$(PIP) --editable '.[test-servers]'
 	touch $@
 
 # Servers that tests talk to live in environments of their own: none of it is a dependency of ours.

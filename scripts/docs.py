@@ -31,10 +31,20 @@ def cli_page() -> str:
     parser = build_parser()
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name in VERBS:
-        verb = verbs.choices[name]
-        verb.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=WIDTH)
-        parts.append(f"## sd35 {name}\n\n```text\n{verb.format_help().rstrip()}\n```")
+        texts = [_help(parser) for parser in _with_actions(verbs.choices[name])]
+        parts.append(f"## sd35 {name}\n\n```text\n" + "\n\n".join(texts) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _with_actions(verb: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The verb, and the actions that it may have (`sd35 keys add`)."""
+    groups = [action for action in verb._actions if isinstance(action, argparse._SubParsersAction)]
+    return [verb, *(action for group in groups for action in group.choices.values())]
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=WIDTH)
+    return parser.format_help().rstrip()
 
 
 def readme() -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 # program -> how to get it. Each issue that brings a server adds its line.
 PROGRAMS: dict[str, str] = {
@@ -14,6 +15,7 @@ PROGRAMS: dict[str, str] = {
     "git-lfs": "apt-get install git-lfs",
     "build/servers/olah/bin/olah-cli": "make build/servers/olah/installed",
     "build/servers/giftless/bin/flask": "make build/servers/giftless/installed",
+    str(Path(sys.executable).with_name("rclone")): "make .venv/installed-servers",
 }
 
 

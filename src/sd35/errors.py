@@ -4,7 +4,9 @@
     ├── RequestError          a flag or a number outside its range
     ├── RefusedError          something that we will not read or draw
     │   ├── CheckpointError   files that are not the model they claim to be
-    │   └── PromptError       a prompt that we will not draw
+    │   ├── PromptError       a prompt that we will not draw
+    │   └── AccessError       a caller without a valid key
+    │       └── ScopeError    a valid key that may not do this
     └── UnavailableError      something around us that is not there
         ├── MissingError      a path or a checkpoint
         ├── OutputError       a place to write, or room on the disk
@@ -45,6 +47,18 @@ class PromptError(RefusedError):
     """The prompt will not be drawn."""
 
     code = "prompt_refused"
+
+
+class AccessError(RefusedError):
+    """The caller shows no valid key where one is needed."""
+
+    code = "invalid_api_key"
+
+
+class ScopeError(AccessError):
+    """The caller's key is valid, and does not allow what it asks for."""
+
+    code = "missing_scope"
 
 
 class UnavailableError(Sd35Error):

@@ -33,6 +33,8 @@ def imported_by(statement: str) -> set[str]:
         "import sd35.checkpoints.gates, sd35.checkpoints.header, sd35.checkpoints.tree",
         "import sd35.checkpoints.fetch.fetch",
         "import sd35.serving.server, sd35.serving.null_worker, sd35.cli.draw_worker",
+        "import sd35.serving.keys, sd35.serving.spool, sd35.serving.objects",
+        "import sd35.serving.safety, sd35.serving.output_check",
     ],
 )
 def test_light_rooms_stay_light(statement: str) -> None:

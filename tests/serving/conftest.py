@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from stores import S3Server
 
 ROUGH_WORKER = Path(__file__).with_name("rough_worker.py")
 START_S = 60.0
@@ -136,3 +137,13 @@ def _await_ready(served: Served) -> None:
         except httpx2.TransportError:
             assert served.process.poll() is None, "the server died"
     raise AssertionError("the server is not ready")
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Server]:
+    """A running S3 server with one bucket, `pictures`."""
+    (tmp_path / "s3" / "pictures").mkdir(parents=True)
+    server = S3Server(tmp_path / "s3")
+    server.start()
+    yield server
+    server.stop()
