@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from stores import S3Server
+
+from .stores import S3Server
 
 ROUGH_WORKER = Path(__file__).with_name("rough_worker.py")
 START_S = 60.0

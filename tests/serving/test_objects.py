@@ -7,13 +7,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from stores import S3Server
 
 from sd35.errors import MissingError, NetworkError, OutputError, RequestError
 from sd35.serving.folder import SignedUrls
 from sd35.serving.objects import Bucket, ObjectStorage
 from sd35.serving.spool import SpooledStorage
 from sd35.serving.storage import retire
+
+from .stores import S3Server
 
 URLS = SignedUrls("http://here/files", b"s" * 32)
 

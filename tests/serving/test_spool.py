@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from stores import Memory
 
 from sd35.errors import MissingError, NetworkError, OutputError, RequestError
 from sd35.serving.folder import SignedUrls
 from sd35.serving.spool import SpooledStorage
+
+from .stores import Memory
 
 URLS = SignedUrls("http://here/files", b"s" * 32)
 DOWN = NetworkError("The store is down.")

@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
-from sd35.errors import MissingError, Sd35Error
+from sd35.errors import AccessError, MissingError, Sd35Error
 from sd35.serving import native, openai_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
@@ -62,10 +62,14 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
 
 
-async def picture(name: str, request: Request) -> Response:
-    """A stored picture; its name is the permission."""
+async def picture(name: str, request: Request, expires: str = "", signature: str = "") -> Response:
+    """A picture that this server keeps; its signed address is the permission."""
+    gateway = gateway_of(request)
     try:
-        content = await asyncio.to_thread(gateway_of(request).service.storage.open, name)
+        gateway.urls.check(name, expires, signature)
+        content = await asyncio.to_thread(gateway.service.storage.open, name)
+    except AccessError as error:
+        raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     except MissingError as error:
         raise ServiceError(Problem.NOT_FOUND, "There is no such picture.") from error
     headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}

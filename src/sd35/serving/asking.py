@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 
 from sd35.errors import PromptError, RequestError
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
+from sd35.serving.keys import Caller
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError, of_request
-from sd35.serving.seams import Caller, PromptPolicy
+from sd35.serving.seams import PromptPolicy
 from sd35.serving.settings import Model, ServerSettings
 from sd35.variants import Variant
 

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from sd35.errors import AccessError
+from sd35.serving.folder import SignedUrls
 from sd35.serving.jobs import JobError, JobImage, State
+from sd35.serving.keys import Caller, KeyStore
 from sd35.serving.live import LiveJob
 from sd35.serving.problems import Problem, ServiceError, problem_named
-from sd35.serving.seams import Caller, KeyStore, PromptPolicy
+from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 
@@ -23,6 +26,7 @@ class Gateway:
     service: JobService
     policy: PromptPolicy
     keys: KeyStore
+    urls: SignedUrls
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -32,12 +36,18 @@ def gateway_of(request: Request) -> Gateway:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks; unauthorized where a key is needed and none that we know came along."""
-    caller = gateway_of(request).keys.authenticate(request.headers.get("authorization"))
-    if caller is None:
-        raise ServiceError(
-            Problem.UNAUTHORIZED, "This server needs a key that it knows: send Authorization: Bearer KEY."
-        )
+    """Who asks; unauthorized without a key where one is needed, forbidden with one that may not do this.
+
+    A key that may draw may look at its own jobs.
+    """
+    try:
+        caller = gateway_of(request).keys.authenticate(request.headers.get("authorization"))
+    except AccessError as error:
+        raise ServiceError(Problem.UNAUTHORIZED, str(error)) from error
+    try:
+        caller.require("read" if request.method == "GET" and "generate" not in caller.scopes else "generate")
+    except AccessError as error:
+        raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     return caller
 
 

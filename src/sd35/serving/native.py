@@ -24,10 +24,10 @@ from sd35 import __version__
 from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
 from sd35.serving.gateway import caller_of, gateway_of, link
 from sd35.serving.jobs import Event, Job, Priority, State
+from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
-from sd35.serving.seams import Caller
 
 PREFIX = "/api/v1"
 Known = Annotated[Caller, Depends(caller_of)]

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from sd35.serving.asking import Ask, make_job
 from sd35.serving.gateway import Gateway, Watch, caller_of, gateway_of, link, outcome, unless_client_leaves
 from sd35.serving.jobs import Event, JobImage, Spec
+from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.problems import Problem, ServiceError
-from sd35.serving.seams import Caller
 from sd35.serving.settings import ServerSettings
 
 Known = Annotated[Caller, Depends(caller_of)]

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from sd35.errors import LibraryError, MissingError
-from sd35.serving.safety import Verdict
+from sd35.serving.seams import Verdict
 
 LOG = logging.getLogger(__name__)
 GROUP = "sd35.output_checks"

@@ -14,8 +14,8 @@ from sd35.png import png_bytes, recipe_of
 from sd35.request import Picture
 from sd35.serving.jobs import Job, JobImage
 from sd35.serving.messages import Drawing, Loaded, RawImage
-from sd35.serving.seams import Storage
 from sd35.serving.settings import Model
+from sd35.serving.storage import Storage
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,6 +16,7 @@ from pathlib import Path
 from sd35.errors import LibraryError
 from sd35.serving.normalise import Plain, Squashed, fold, loose, plain, squashed
 from sd35.serving.policy import PolicyFile, TermList, read_policy
+from sd35.serving.seams import Verdict
 
 try:
     import ahocorasick
@@ -26,15 +27,6 @@ except ImportError as error:
 
 _SHORTEST_DISGUISED = 3  # letters; "a-s" is no disguise of anything
 _SHORTEST_REVERSED = 5  # below that, innocent words turn up
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a prompt may be drawn; if not, the list and the term (as the policy spells it) that say so."""
-
-    allowed: bool
-    list_name: str | None = None
-    matched: str | None = None
 
 
 ALLOWED = Verdict(True)

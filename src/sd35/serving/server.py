@@ -15,10 +15,11 @@ from types import FrameType
 
 import uvicorn
 
-from sd35.errors import OutputError, RequestError, UnavailableError
+from sd35.checkpoints.store import home
+from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
 from sd35.serving.gateway import Gateway
-from sd35.serving.seams import AllowAll, KeyStore, OpenDoor, PlainFolder, PromptPolicy, Storage
+from sd35.serving.neighbours import open_keys, open_policy, open_storage, signed_urls
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
@@ -27,31 +28,24 @@ Announce = Callable[[str], None]
 
 LOCK = "server.lock"
 DATABASE = "jobs.sqlite3"
-PICTURES = "pictures"
+DATA = "serve"  # in SD35_HOME, where no data folder is named
 
 
 def serve(
     settings: ServerSettings,
     worker_command: Sequence[str],
     announce: Announce,
-    storage: Storage | None = None,
-    policy: PromptPolicy | None = None,
-    keys: KeyStore | None = None,
 ) -> None:
     """Serve until a signal says stop; `announce` is told where.
 
     UnavailableError where folder, database or port can't be had.
     """
-    if keys is None and not settings.is_loopback:
-        raise RequestError(
-            f"Without keys anyone who reaches {settings.host} could draw here: listen on 127.0.0.1, behind a "
-            "proxy that knows its clients."
-        )
-    folder = Path(settings.data_dir).expanduser()
+    folder = Path(settings.data_dir).expanduser() if settings.data_dir else home() / DATA
     with data_folder(folder), bound(settings) as listening:
-        place = storage or PlainFolder(folder / PICTURES)
+        keys, urls, policy = open_keys(settings, folder), signed_urls(folder), open_policy(settings)
+        place = open_storage(settings, folder, urls)
         service = JobService(settings, open_store(settings, folder), place, worker_command)
-        gateway = Gateway(settings, service, policy or AllowAll(), keys or OpenDoor())
+        gateway = Gateway(settings, service, policy, keys, urls)
         _run(gateway, listening, announce)
 
 

@@ -22,11 +22,12 @@ from sd35.serving import pictures
 from sd35.serving.attendant import Attendant
 from sd35.serving.fair_queue import FairQueue
 from sd35.serving.jobs import Job, JobError, JobImage, State
+from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.problems import Problem, ServiceError
-from sd35.serving.seams import Caller, Storage
 from sd35.serving.settings import ServerSettings
+from sd35.serving.storage import Storage
 from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
