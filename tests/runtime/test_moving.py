@@ -1,11 +1,13 @@
 """Weights that travel: equal results, the right order, and never more room than was said."""
 
 import itertools
+import mmap
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sd35.runtime import moving
 from sd35.runtime.moving import Cargo, Dock, Parade, Visit, aligned
 
 CPU = torch.device("cpu")
@@ -134,6 +136,26 @@ def test_the_order_of_a_kernels_values_survives() -> None:
     torch.testing.assert_close(conv(x), expected)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     visit.leave()
+
+
+def test_packed_cargo_is_the_same(layers: list[nn.Linear], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed into whole pages, with no card to lock them for, values are what they were, here and there."""
+    monkeypatch.setattr(moving, "_page_locked", moving.whole_pages)
+    x = torch.randn(3, 5)
+    expected, cargos = run(layers, x), [Cargo(layer) for layer in layers]
+    for cargo in cargos:
+        cargo.pack()
+    assert torch.equal(run(layers, x), expected)
+    Parade(layers, cargos, Dock(CPU), repeats=False)
+    assert torch.equal(run(layers, x), expected)
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, 5000])
+def test_pages_are_whole(nbytes: int) -> None:
+    """They begin and end where pages do, and have room for what was asked."""
+    piece = moving.whole_pages(nbytes)
+    assert piece.data_ptr() % mmap.PAGESIZE == piece.nbytes % mmap.PAGESIZE == 0
+    assert nbytes <= piece.nbytes < nbytes + mmap.PAGESIZE
 
 
 @pytest.mark.gpu

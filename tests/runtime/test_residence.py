@@ -198,3 +198,16 @@ def test_out_of_memory_at_load(
     with caplog.at_level(logging.WARNING, "sd35"):
         assert load_pipeline(demo_fp8, CPU).residence.plan.moves
     assert "had no room" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", PLANS[1:], ids=[f"{i}-{plan.name}" for i, plan in enumerate(PLANS[1:])])
+def test_on_a_card(plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest) -> None:
+    """What visits a card computes there what it computes when it stays, and afterwards its memory is free."""
+    on_card = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
+    expected = drawn(on_card, small)
+    on_card.residence.change(plan)
+    drawn(on_card, small)
+    before = torch.cuda.memory_allocated()
+    assert np.abs(drawn(on_card, small) - expected).max() <= (3 if plan.strips or not plan.one_pass else 0)
+    assert torch.cuda.memory_allocated() <= before

@@ -4,7 +4,8 @@ Plans are rungs of one ladder, from the fastest to the smallest; the first whose
 
     resident    nothing leaves
     staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
-                activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and VAE while it is not their turn; half of a step's activations (two passes for guidance)
+                activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and
+                VAE while it is not their turn; half of a step's activations (two passes for guidance)
     streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
 
 Activations follow formulas, in units that the network itself has:
@@ -15,7 +16,7 @@ Activations follow formulas, in units that the network itself has:
             1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
 
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
-its weights, the formula says 0.52; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
+its weights, the formula says 0.51; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
 strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
 rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """

@@ -14,6 +14,7 @@ The dock counts what it lends; with the CPU for a card, the movement is the same
 """
 
 import logging
+import mmap
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Cargo:
         """Copy all values to the room; the host need not wait for packed ones."""
         with torch.inference_mode(False), torch.no_grad():
             if self._packed is not None:
-                room[: self.nbytes].copy_(self._packed, non_blocking=True)
+                room[: self.nbytes].copy_(self._packed[: self.nbytes], non_blocking=True)
                 return
             for value in self._values:
                 value.place_in(room).copy_(value.home, non_blocking=True)
@@ -290,13 +291,21 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _page_locked(nbytes: int) -> Tensor:
-    """Host memory that a card's copy engine reads by itself, to the byte: PyTorch's own rounds up to 2^n."""
-    piece = torch.empty(nbytes, dtype=torch.uint8)
+    """Host memory that a card's copy engine reads by itself, to the page: PyTorch's own rounds up to 2^n."""
+    piece = whole_pages(nbytes)
     runtime = torch.cuda.cudart()
-    if int(runtime.cudaHostRegister(piece.data_ptr(), nbytes, 0)) != 0:
+    if int(runtime.cudaHostRegister(piece.data_ptr(), piece.nbytes, 0)) != 0:
         log.warning(
             "the system locks no %d MB of memory for us, so copies to the card are slower", nbytes >> 20
         )
         return piece
     weakref.finalize(piece, runtime.cudaHostUnregister, piece.data_ptr()).atexit = False
     return piece
+
+
+def whole_pages(nbytes: int) -> Tensor:
+    """At least so many bytes of host memory, in pages that hold nothing else: a page is locked only once."""
+    nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = torch.empty(nbytes + mmap.PAGESIZE, dtype=torch.uint8)
+    start = -memory.data_ptr() % mmap.PAGESIZE
+    return memory[start : start + nbytes]
