@@ -31,7 +31,8 @@ def save(
 ) -> list[JobImage]:
     """Encode and store all pictures of a job; what `Storage.put` raises goes through.
 
-    Names don't tell the attempt: a second one, after a kill between storing and saying so, replaces equal files.
+    Names don't tell the attempt: a second one, after a kill between storing and saying so, replaces the files
+    of the first by equal ones.
     """
     stored = []
     for index, picture in enumerate(job.spec.pictures(model)):
