@@ -117,6 +117,9 @@ def _assert_each_has_one_result(served: Served, jobs: list[str], tmp_path: Path)
     ended = [served.end(job_id) for job_id in jobs]
     assert Counter(job["state"] for job in ended) == {"succeeded": len(jobs)}
     assert [[image["seed"] for image in job["images"]] for job in ended] == [[i] for i in range(len(jobs))]
+    stored = {path.name for path in (tmp_path / "data" / "pictures").iterdir()}
+    assert {f"{job_id}-0.png" for job_id in jobs} <= stored
+    assert len([name for name in stored if name.startswith(tuple(jobs))]) == len(jobs)
     database = sa.create_engine(f"sqlite:///{tmp_path / 'data' / 'jobs.sqlite3'}")
     with database.connect() as connection:
         done = connection.execute(

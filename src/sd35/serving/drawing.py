@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from sd35.errors import DeviceError
 from sd35.runtime import facts
 from sd35.runtime.pipeline import Pipeline
 from sd35.serving.messages import Drawing, RawImage, Task
@@ -50,6 +51,8 @@ class PipelineEngine:
         except torch.OutOfMemoryError as error:
             _free()
             raise OutOfMemoryError(_no_room(task)) from error
+        except DeviceError as error:  # the runtime says itself what would fit
+            raise OutOfMemoryError(str(error)) from error
         images = tuple(
             RawImage(drawn.image.width, drawn.image.height, drawn.image.convert("RGB").tobytes())
             for drawn in generation.images

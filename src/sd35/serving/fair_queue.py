@@ -7,9 +7,9 @@ Source: Goyal, Vin and Cheng, "Start-time Fair Queuing" (SIGCOMM 1996). The queu
 come again from the rate at which jobs have been finished lately.
 """
 
-import heapq
 import itertools
 import math
+from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -54,11 +54,10 @@ class FairQueue:
     limit_per_key: int
     rate: ServiceRate = field(default_factory=ServiceRate)
     _lanes: dict[Priority, "_Lane"] = field(default_factory=lambda: {p: _Lane() for p in Priority})
-    _waiting: dict[str, Job] = field(default_factory=dict)
     _per_key: Counter[str | None] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(len(lane.jobs) for lane in self._lanes.values())
 
     def admit(self, key_id: str | None, reserved: int = 0, own_limit: int | None = None) -> None:
         """Raise queue_full where no more may wait; `reserved` places are promised already."""
@@ -70,41 +69,39 @@ class FairQueue:
 
     def put(self, job: Job, weight: float = 1.0, *, is_first: bool = False) -> None:
         """Let a job wait, whatever the limit: it has been acknowledged. `is_first`: it has waited before."""
-        self._waiting[job.id] = job
         self._per_key[job.key_id] += 1
         self._lanes[job.priority].put(job, weight, is_first=is_first)
 
     def take(self) -> Job | None:
         """The next job, None if none waits."""
-        for priority in Priority:
-            while (job := self._lanes[priority].take()) is not None:
-                if self._waiting.get(job.id) is job:
-                    self.discard(job)
-                    return job
+        for lane in self._lanes.values():
+            if (job := lane.take()) is not None:
+                self._per_key[job.key_id] -= 1
+                return job
         return None
 
     def discard(self, job: Job) -> bool:
         """Forget a job that waits; False if it doesn't."""
-        if self._waiting.pop(job.id, None) is None:
+        if not self._lanes[job.priority].remove(job):
             return False
         self._per_key[job.key_id] -= 1
         return True
 
     def position(self, job: Job) -> int | None:
         """How many go before it if nobody else comes, None if it doesn't wait."""
-        if job.id not in self._waiting:
+        own = self._lanes[job.priority]
+        if job.id not in own.jobs:
             return None
-        ahead = sum(self._lanes[p].count(self._waiting) for p in Priority if RANKS[p] < RANKS[job.priority])
-        return ahead + self._lanes[job.priority].before(job, self._waiting)
+        ahead = (lane for p, lane in self._lanes.items() if RANKS[p] < RANKS[job.priority])
+        return sum(len(lane.jobs) for lane in ahead) + own.before(job)
 
     def cost(self) -> float:
         """Megapixel-steps that wait."""
-        return sum(job.spec.cost for job in self._waiting.values())
+        return sum(job.spec.cost for lane in self._lanes.values() for job in lane.jobs.values())
 
     def by_priority(self) -> dict[str, int]:
         """How many wait in each."""
-        counts = Counter(job.priority for job in self._waiting.values())
-        return {priority.value: counts[priority] for priority in Priority}
+        return {priority.value: len(lane.jobs) for priority, lane in self._lanes.items()}
 
     def _full(self, what: str) -> ServiceError:
         after = self.rate.retry_after_s()
@@ -113,35 +110,43 @@ class FairQueue:
 
 @dataclass
 class _Lane:
-    """One priority: a heap by start tag; removed jobs stay in it until they come up."""
+    """One priority: places sorted by start tag, in a list (moving ten thousand of them is one copy)."""
 
-    heap: list[tuple[float, int, Job]] = field(default_factory=list)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    order: list["_Place"] = field(default_factory=list)
+    places: dict[str, "_Place"] = field(default_factory=dict)
     now: float = 0.0  # virtual time: the start tag last taken
     ends: dict[str | None, float] = field(default_factory=dict)
     count_up: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def put(self, job: Job, weight: float, *, is_first: bool) -> None:
-        if is_first:
-            heapq.heappush(self.heap, (-1.0, next(self.count_up), job))
-            return
-        tag = max(self.now, self.ends.get(job.key_id, 0.0))
-        self.ends[job.key_id] = tag + job.spec.cost / max(weight, 1e-6)
-        heapq.heappush(self.heap, (tag, next(self.count_up), job))
+        tag = -1.0
+        if not is_first:
+            tag = max(self.now, self.ends.get(job.key_id, 0.0))
+            self.ends[job.key_id] = tag + job.spec.cost / weight
+        place = (tag, next(self.count_up), job.id)
+        self.jobs[job.id], self.places[job.id] = job, place
+        insort(self.order, place)
 
     def take(self) -> Job | None:
-        if not self.heap:
+        if not self.order:
             self.ends.clear()  # nobody waits, nobody has an advantage
             self.now = 0.0
             return None
-        tag, _, job = heapq.heappop(self.heap)
+        tag, _, job_id = self.order[0]
         self.now = max(self.now, tag)
+        job = self.jobs[job_id]
+        self.remove(job)
         return job
 
-    def count(self, waiting: dict[str, Job]) -> int:
-        return sum(waiting.get(job.id) is job for _, _, job in self.heap)
+    def remove(self, job: Job) -> bool:
+        if job.id not in self.jobs:
+            return False
+        del self.order[self.before(job)], self.jobs[job.id], self.places[job.id]
+        return True
 
-    def before(self, job: Job, waiting: dict[str, Job]) -> int:
-        own = next((entry[:2] for entry in self.heap if entry[2] is job), None)
-        if own is None:
-            return 0
-        return sum(entry[:2] < own and waiting.get(entry[2].id) is entry[2] for entry in self.heap)
+    def before(self, job: Job) -> int:
+        return bisect_left(self.order, self.places[job.id])
+
+
+_Place = tuple[float, int, str]  # start tag, order of arrival, job

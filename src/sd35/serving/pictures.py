@@ -29,12 +29,16 @@ PREVIEW_QUALITY = 80
 def save(
     storage: Storage, job: Job, model: Model, drawing: Drawing, loaded: Loaded, *, with_prompt: bool
 ) -> list[JobImage]:
-    """Encode and store all pictures of a job; what `Storage.put` raises goes through."""
+    """Encode and store all pictures of a job; what `Storage.put` raises goes through.
+
+    Names don't tell the attempt: a second one, after a kill between storing and saying so, replaces the files
+    of the first by equal ones.
+    """
     stored = []
     for index, picture in enumerate(job.spec.pictures(model)):
         raw = drawing.images[index]
         content = encode(raw, job, picture, loaded, with_prompt=with_prompt)
-        file = storage.put(f"{job.id}-{job.token}-{index}.{job.spec.output_format}", content)
+        file = storage.put(f"{job.id}-{index}.{job.spec.output_format}", content)
         stored.append(JobImage(file.name, picture.seed, raw.width, raw.height, file.sha256, file.size))
     return stored
 

@@ -91,7 +91,9 @@ def data_folder(folder: Path) -> Iterator[None]:
 def bound(settings: ServerSettings) -> Iterator[socket.socket]:
     """The listening socket; UnavailableError where the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+    # asyncio turns Nagle's algorithm off only where a socket says that it is TCP; with it an answer of two
+    # packets takes 40 ms more.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((settings.host, settings.port))
