@@ -59,7 +59,11 @@ def evaluate() -> dict[str, Any]:
         "captions_blocked": blocked,
         "must_pass": len(lines),
         "must_pass_blocked": blocked_lines,
-        "processor_milliseconds": {"p50": percentile(times, 0.5), "p99": percentile(times, 0.99), "max": max(times)},
+        "processor_milliseconds": {
+            "p50": percentile(times, 0.5),
+            "p99": percentile(times, 0.99),
+            "max": max(times),
+        },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "command": "python benchmarks/prompt_filter/evaluate.py",
     }

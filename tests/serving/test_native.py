@@ -98,8 +98,8 @@ def test_unknown_job_and_route_and_method(served: Served) -> None:
         ("GET", "/api/v1/jobs/job_none", 404, "not_found"),
         ("GET", "/api/v1/nothing", 404, "not_found"),
         ("PATCH", "/api/v1/jobs", 405, "method_not_allowed"),
-        ("GET", "/files/..%2Fjobs.sqlite3", 404, "not_found"),
-        ("GET", "/files/.hidden", 404, "not_found"),
+        ("GET", "/files/.hidden", 403, "forbidden"),
+        ("GET", "/files/a.png?expires=1&signature=0", 403, "forbidden"),
     ):
         answer = served.client.request(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

@@ -32,6 +32,7 @@ from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
+DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class JobService:
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
         self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
+        await self._hold_to_quotas(job, caller)
         self._reserved += 1
         try:
             accepted = await asyncio.wrap_future(self._store.accept(job))
@@ -117,6 +119,24 @@ class JobService:
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
         self._enqueue(live)
         return live
+
+    async def _hold_to_quotas(self, job: Job, caller: Caller) -> None:
+        """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
+        quotas = caller.quotas
+        limits = (quotas.images_per_day, quotas.megapixel_steps_per_day)
+        if caller.key_id is None or limits == (None, None):
+            return
+        used = await self.read(self._store.asked_since, caller.key_id, time.time() - DAY_S)
+        asked = (job.spec.n, job.spec.cost)
+        for what, limit, before, more in zip(
+            ("pictures", "megapixel-steps"), limits, used, asked, strict=True
+        ):
+            if limit is not None and before + more > limit:
+                raise ServiceError(
+                    Problem.QUOTA_EXCEEDED,
+                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: this job's "
+                    f"{more:g} would be too many, so ask for less or later.",
+                )
 
     async def find(self, job_id: str, caller: Caller) -> LiveJob:
         """The caller's own job; not_found for strangers' as well."""

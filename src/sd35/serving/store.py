@@ -127,6 +127,17 @@ class Store:
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(found).mappings()]
 
+    def asked_since(self, key_id: str, since: float) -> tuple[int, float]:
+        """Pictures and megapixel-steps of a key's jobs since then, but for those that came to nothing."""
+        found = sa.select(jobs.c.spec, jobs.c.cost).where(
+            jobs.c.key_id == key_id,
+            jobs.c.created_at >= since,
+            jobs.c.state.not_in([State.FAILED.value, State.CANCELLED.value, State.EXPIRED.value]),
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(found).all()
+        return sum(row.spec["n"] for row in rows), sum(row.cost for row in rows)
+
     # ---- the writer
 
     def _submit(self, operation: Operation) -> "Future[Any]":
