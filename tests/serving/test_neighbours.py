@@ -16,7 +16,8 @@ POLICY = """
 lists:
   animals:
     terms: [badger]
-default: [animals]
+keys:
+  default: [animals]
 """
 
 
@@ -24,7 +25,7 @@ def asked(served: Served, key: str | None, **body: object) -> tuple[int, str]:
     """Status and code of a job's POST."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     answer = served.client.post("/api/v1/jobs", json={**JOB, **body}, headers=headers)
-    return answer.status_code, answer.json().get("error", {}).get("code", "")
+    return answer.status_code, (answer.json().get("error") or {}).get("code", "")
 
 
 def test_once_there_is_a_key_every_route_asks_for_one(start_server: ServerFactory, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ Two faces on one queue that survives whatever is killed: jobs under /api/v1, and
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
+from sd35.checkpoints.store import home
 from sd35.errors import LibraryError, RequestError
 from sd35.serving.settings import ServerSettings, from_sources
 
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Serve until a signal says stop."""
     settings = from_sources(vars(arguments))
+    if not settings.data_dir:
+        settings = replace(settings, data_dir=str(home() / "serve"))
     try:
         from sd35.serving.server import serve
     except ImportError as error:

@@ -15,7 +15,6 @@ from types import FrameType
 
 import uvicorn
 
-from sd35.checkpoints.store import home
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
 from sd35.serving.gateway import Gateway
@@ -28,7 +27,6 @@ Announce = Callable[[str], None]
 
 LOCK = "server.lock"
 DATABASE = "jobs.sqlite3"
-DATA = "serve"  # in SD35_HOME, where no data folder is named
 
 
 def serve(
@@ -40,7 +38,7 @@ def serve(
 
     UnavailableError where folder, database or port can't be had.
     """
-    folder = Path(settings.data_dir).expanduser() if settings.data_dir else home() / DATA
+    folder = Path(settings.data_dir).expanduser()
     with data_folder(folder), bound(settings) as listening:
         keys, urls, policy = open_keys(settings, folder), signed_urls(folder), open_policy(settings)
         place = open_storage(settings, folder, urls)

@@ -128,14 +128,13 @@ class JobService:
             return
         used = await self.read(self._store.asked_since, caller.key_id, time.time() - DAY_S)
         asked = (job.spec.n, job.spec.cost)
-        for what, limit, before, more in zip(
-            ("pictures", "megapixel-steps"), limits, used, asked, strict=True
-        ):
+        rows = zip(("pictures", "megapixel-steps"), limits, used, asked, strict=True)
+        for what, limit, before, more in rows:
             if limit is not None and before + more > limit:
                 raise ServiceError(
                     Problem.QUOTA_EXCEEDED,
-                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: this job's "
-                    f"{more:g} would be too many, so ask for less or later.",
+                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: "
+                    f"{more:g} more would be too many, so ask for less or later.",
                 )
 
     async def find(self, job_id: str, caller: Caller) -> LiveJob:
