@@ -39,7 +39,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-servers: $(VENV)/installed-dev
-	$(PIP) --editable '.[test-servers]'
+	$(PIP) --editable '.[test-servers,serve-postgresql]'
 	touch $@
 
 # Servers that tests talk to live in environments of their own: none of it is a dependency of ours.

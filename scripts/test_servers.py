@@ -9,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Debian keeps PostgreSQL's programs off the PATH, each version in a folder of its own.
+INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), Path("initdb"))
+
 # program -> how to get it. Each issue that brings a server adds its line.
 PROGRAMS: dict[str, str] = {
     "git": "apt-get install git",
     "git-lfs": "apt-get install git-lfs",
     "build/servers/olah/bin/olah-cli": "make build/servers/olah/installed",
     "build/servers/giftless/bin/flask": "make build/servers/giftless/installed",
+    str(INITDB): "apt-get install postgresql",
     str(Path(sys.executable).with_name("rclone")): "make .venv/installed-servers",
 }
 
