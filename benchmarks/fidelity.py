@@ -199,7 +199,7 @@ def predicted(
     """What the transformer says at these latents, both halves of guidance, in float32."""
     pictures = [request.pictures(pipeline.variant)[0] for request in requests]
     settings: Settings = pictures[0].settings
-    embeds = encode(pipeline.text_encoders, pictures)
+    embeds = encode(pipeline.text_encoders, pictures, pipeline.prompts)
     sigmas = flow_sigmas(settings.num_inference_steps, pipeline.shift)
     timesteps = (sigmas[:-1] * TRAIN_TIMESTEPS).to(pipeline.device)
     conditioning = pipeline.mmdit.condition(embeds.sequence, embeds.pooled, timesteps)
