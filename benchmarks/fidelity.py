@@ -239,7 +239,7 @@ def main() -> int:
             "rows": [],
         }
         judge = SubjectJudge(resolve(config).device)
-        for name, build in ROWS.items():
+        for name, build in _chosen(arguments.rows).items():
             start = time.perf_counter()
             try:
                 if start - begin > arguments.seconds:
@@ -263,6 +263,10 @@ def main() -> int:
     return 0
 
 
+def _chosen(names: list[str]) -> dict[str, Callable[[Bench], Pipeline]]:
+    return {name: build for name, build in ROWS.items() if name in names}
+
+
 def _prompts(count: int) -> list[str]:
     half = count // 2
     return [prompt.text for prompt in [*trained_prompts(count - half), *held_out_prompts(half)]]
@@ -277,6 +281,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=16, help="prompts that calibration draws")
     parser.add_argument("--steps", type=int, help="default: as the model recommends")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no row after this long")
+    parser.add_argument(
+        "--rows", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW", help="these alone"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--keep", help="keep the drawings of 16-bit and of the default recipe in this folder")
