@@ -7,6 +7,7 @@ would be rounded anew and stops, unless --requantize accepts it.
 import argparse
 from pathlib import Path
 
+from sd35.cli.companions import add_companions
 from sd35.cli.console import megabytes, print_json
 
 FORMATS = {
@@ -35,18 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-encoders", action="store_true", help="put the text encoders into the single file too"
     )
-    parser.add_argument(
-        "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
-    )
-    parser.add_argument(
-        "--text-encoders",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
-        "which is which is seen from their contents",
-    )
+    add_companions(parser)
     parser.add_argument(
         "--resume",
         action="store_true",

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from sd35.cli.companions import add_companions
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
 from sd35.config import Attention, Kernels, RuntimeConfig
@@ -23,18 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="demo", help="a folder, a single file, or a name such as demo (the default)"
     )
-    parser.add_argument(
-        "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
-    )
-    parser.add_argument(
-        "--text-encoders",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
-        "which is which is seen from their contents",
-    )
+    add_companions(parser)
     parser.add_argument(
         "--precision", choices=("fp8", "bf16"), default="fp8", help="of the transformer's weights"
     )

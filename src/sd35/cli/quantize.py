@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sd35.cli.companions import add_companions
 from sd35.cli.console import megabytes, print_json
 from sd35.cli.prompts import read_prompts
 from sd35.errors import RequestError
@@ -42,18 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers that FP8 would spoil: keep them in 16 bit (default), end with exit code 3, or quantize "
         "them all the same",
     )
-    parser.add_argument(
-        "--components", help="the folder with configs, tokenizers and encoders that a single file lacks"
-    )
-    parser.add_argument(
-        "--text-encoders",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="text encoders in files of their own beside a single file, such as clip_l, clip_g and t5xxl; "
-        "which is which is seen from their contents",
-    )
+    add_companions(parser)
     parser.add_argument(
         "--layers",
         action="append",

@@ -7,7 +7,7 @@ This is the file to start reading. Each call is one function in one file: `encod
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -88,6 +88,10 @@ class Pipeline:
             raise self.residence.too_large(work) from error
 
     def _draw(self, pictures: Sequence[Picture], on_step: OnStep) -> Generation:
+        with current(self.device):
+            return self._drawn(pictures, on_step)
+
+    def _drawn(self, pictures: Sequence[Picture], on_step: OnStep) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
         with clock("encode"), residence.stage():
@@ -110,6 +114,11 @@ class Pipeline:
     def _forget_recordings(self) -> None:
         if self.recorder is not None:
             self.recorder.forget()
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a card the current one: graphs and Triton's kernels run there, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass
