@@ -136,7 +136,9 @@ class Attendant:
     def _task(self, live: LiveJob) -> Task:
         spec = live.job.spec
         pictures = tuple(spec.pictures(live.model))
-        return Task(live.job.id, live.job.token, live.model, pictures, spec.previews)
+        # What nobody has checked does not leave the server, unfinished pictures included.
+        previews = 0 if self._settings.output_check else spec.previews
+        return Task(live.job.id, live.job.token, live.model, pictures, previews)
 
     async def _listen(self, worker: WorkerProcess, live: LiveJob) -> Drawing | Stopped | Refused | Died:
         """Pass the worker's news on until the attempt is over."""

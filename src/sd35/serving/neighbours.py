@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from sd35.errors import RequestError
 from sd35.serving.folder import FolderStorage, SignedUrls, read_secret
 from sd35.serving.keys import KeyStore
+from sd35.serving.output_check import OutputCheck, load_check
 from sd35.serving.seams import AllowAll, PromptPolicy
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
@@ -50,6 +51,11 @@ def open_policy(settings: ServerSettings) -> PromptPolicy:
     from sd35.serving.safety import PromptPolicy as PolicyOfFile
 
     return PolicyOfFile.read(Path(settings.policy).expanduser())
+
+
+def open_check(settings: ServerSettings) -> OutputCheck | None:
+    """The check of finished pictures that the settings name; one that can't be had stops the start."""
+    return load_check(settings.output_check) if settings.output_check else None
 
 
 def open_keys(settings: ServerSettings, folder: Path) -> KeyStore:

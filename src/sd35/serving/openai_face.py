@@ -30,7 +30,7 @@ Known = Annotated[Caller, Depends(caller_of)]
 QUALITY = {"low": 0.5, "standard": 1.0, "medium": 1.0, "auto": 1.0, "high": 1.5, "hd": 1.5}
 # Names that clients have built in; here they mean the first model.
 BUILT_IN = re.compile(r"^(gpt-image-|chatgpt-image-|dall-e-)")
-USER_ERRORS = (Problem.PROMPT_BLOCKED,)
+USER_ERRORS = (Problem.PROMPT_BLOCKED, Problem.OUTPUT_BLOCKED)
 
 router = APIRouter(prefix="/v1")
 

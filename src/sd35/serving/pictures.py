@@ -14,6 +14,8 @@ from sd35.png import png_bytes, recipe_of
 from sd35.request import Picture
 from sd35.serving.jobs import Job, JobImage
 from sd35.serving.messages import Drawing, Loaded, RawImage
+from sd35.serving.output_check import OutputCheck, judge_picture
+from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model
 from sd35.serving.storage import Storage
 
@@ -27,17 +29,33 @@ PREVIEW_QUALITY = 80
 
 
 def save(
-    storage: Storage, job: Job, model: Model, drawing: Drawing, loaded: Loaded, *, with_prompt: bool
+    storage: Storage,
+    check: OutputCheck | None,
+    job: Job,
+    model: Model,
+    drawing: Drawing,
+    loaded: Loaded,
+    *,
+    with_prompt: bool,
 ) -> list[JobImage]:
-    """Encode and store all pictures of a job; what `Storage.put` raises goes through.
+    """Encode, check and store all pictures of a job, or none; what `Storage.put` raises goes through.
+
+    ServiceError where the check holds one of them back.
 
     Names don't tell the attempt: a second one, after a kill between storing and saying so, replaces the files
     of the first by equal ones.
     """
+    wanted = job.spec.pictures(model)
+    encoded = [
+        encode(raw, job, picture, loaded, with_prompt=with_prompt)
+        for raw, picture in zip(drawing.images, wanted, strict=True)
+    ]
+    if check is not None and not all(judge_picture(check, one, job.spec.prompt).allowed for one in encoded):
+        raise ServiceError(
+            Problem.OUTPUT_BLOCKED, "The output check held a picture back: change the prompt or the seed."
+        )
     stored = []
-    for index, picture in enumerate(job.spec.pictures(model)):
-        raw = drawing.images[index]
-        content = encode(raw, job, picture, loaded, with_prompt=with_prompt)
+    for index, (raw, picture, content) in enumerate(zip(drawing.images, wanted, encoded, strict=True)):
         file = storage.put(f"{job.id}-{index}.{job.spec.output_format}", content)
         stored.append(JobImage(file.name, picture.seed, raw.width, raw.height, file.sha256, file.size))
     return stored

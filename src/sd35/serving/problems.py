@@ -25,6 +25,7 @@ class Problem(Kind, Enum):
 
     INVALID_REQUEST = "invalid_request", 400
     PROMPT_BLOCKED = "prompt_blocked", 400
+    OUTPUT_BLOCKED = "output_blocked", 400
     UNAUTHORIZED = "unauthorized", 401
     FORBIDDEN = "forbidden", 403
     NOT_FOUND = "not_found", 404

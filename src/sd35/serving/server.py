@@ -18,7 +18,7 @@ import uvicorn
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
 from sd35.serving.gateway import Gateway
-from sd35.serving.neighbours import open_keys, open_policy, open_storage, signed_urls
+from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
@@ -40,9 +40,10 @@ def serve(
     """
     folder = Path(settings.data_dir).expanduser()
     with data_folder(folder), bound(settings) as listening:
-        keys, urls, policy = open_keys(settings, folder), signed_urls(folder), open_policy(settings)
+        keys, urls = open_keys(settings, folder), signed_urls(folder)
+        policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
-        service = JobService(settings, open_store(settings, folder), place, worker_command)
+        service = JobService(settings, open_store(settings, folder), place, worker_command, check)
         gateway = Gateway(settings, service, policy, keys, urls)
         _run(gateway, listening, announce)
 

@@ -25,6 +25,7 @@ from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
+from sd35.serving.output_check import OutputCheck
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
@@ -41,9 +42,15 @@ class JobService:
     """Jobs from acceptance to their end."""
 
     def __init__(
-        self, settings: ServerSettings, store: Store, storage: Storage, worker_command: Sequence[str]
+        self,
+        settings: ServerSettings,
+        store: Store,
+        storage: Storage,
+        worker_command: Sequence[str],
+        check: OutputCheck | None = None,
     ) -> None:
         self.settings, self.storage, self._store = settings, storage, store
+        self.check = check
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
         self.attendant = Attendant(settings, worker_command, self)
@@ -234,9 +241,12 @@ class JobService:
         job, begin = live.job, time.monotonic()
         try:
             images: list[JobImage] = await asyncio.to_thread(
-                pictures.save, self.storage, job, live.model, drawing, loaded,
+                pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
                 with_prompt=self.settings.prompt_in_pictures,
             )  # fmt: skip
+        except ServiceError as error:
+            await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
+            return
         except Sd35Error as error:
             await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
             return

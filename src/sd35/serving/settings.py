@@ -55,6 +55,7 @@ class ServerSettings:
     s3_region: str = _setting("us-east-1", "the bucket's region")
     s3_virtual_host: bool = _setting(False, "put the bucket's name into the host's, as OSS demands")
     policy: str = _setting("", "YAML file of the prompt filter; default: every prompt passes")
+    output_check: str = _setting("", "installed check that every picture must pass; default: none")
     models: str = _setting("demo", "comma between them: NAME, NAME=CHECKPOINT or NAME@VARIANT=CHECKPOINT")
     precision: str = _setting("fp8", "of the transformer's weights: fp8 or bf16")
     device: str = _setting("auto", "cpu, cuda, cuda:1; default: a card if there is one")
