@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from sd35.bench.full_size import PARTS, config_of
 from sd35.bench.random_weights import RandomCheckpoint
+from sd35.checkpoints.full_size import PARTS, config_of
 from sd35.checkpoints.gates import check_config
 from sd35.checkpoints.sizes import config_size, layout_of
 from sd35.runtime import configs

@@ -52,7 +52,14 @@ def write_sparse(path: Path, layout: Layout) -> None:
 def write_tokenizer(folder: Path, part: str) -> None:
     """As many ids as the real one has, and its padding."""
     ids = 32_100 if part == "tokenizer_3" else 49_408
-    vocabulary = [["x", 0.0]] * ids if part == "tokenizer_3" else {str(i): i for i in range(ids)}
+    if part == "tokenizer_3":
+        vocabulary: object = [[name, 0.0] for name in ("<pad>", "</s>", "<unk>", *("x" * (ids - 3)))]
+    else:
+        vocabulary = {
+            **{str(i): i for i in range(ids - 2)},
+            "<|startoftext|>": ids - 2,
+            "<|endoftext|>": ids - 1,
+        }
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     padding = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!", "tokenizer_3": "<pad>"}[part]
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
@@ -104,6 +111,7 @@ def test_a_whole_checkpoint_is_sound(whole: tuple[str, Path]) -> None:
         ("transformer/config.json", {"pos_embed_max_size": 100}, "transformer/config.json describes"),
         ("transformer/config.json", {"num_layers": 3}, "transformer/config.json describes"),
         ("text_encoder/config.json", {"vocab_size": 1024}, "text_encoder/config.json describes"),
+        ("text_encoder/config.json", {"eos_token_id": 49406}, "gives eos_token_id as 49406, and it is 49407"),
     ],
 )
 def test_real_variants_have_their_known_values(
@@ -133,10 +141,22 @@ def test_a_short_tokenizer(whole: tuple[str, Path]) -> None:
     """Another CLIP's vocabulary beside the real encoder."""
     path = whole[1] / "tokenizer" / "tokenizer.json"
     path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1023}}}))
-    assert "tokenizer has 1024 ids, and its text encoder has 49408" in said(whole[1])
+    found = said(whole[1])
+    assert "tokenizer has 1024 ids, and its text encoder has 49408" in found
+    assert "tokenizer has no <|endoftext|>, and its text encoder knows it as 49407" in found
 
 
 def test_files_without_data_are_no_weights(whole: tuple[str, Path], tmp_path: Path) -> None:
     """What makes these tests cheap is damage to verify: a VAE of zeros only."""
     path = whole[1] / "vae" / "diffusion_pytorch_model.safetensors"
     assert "zero bytes" in str(verify(path).findings[0])
+
+
+def test_a_special_token_under_another_id(whole: tuple[str, Path]) -> None:
+    """T5's pieces in another order: as many ids, no error while drawing, and another text."""
+    path = whole[1] / "tokenizer_3" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    pieces = content["model"]["vocab"]
+    pieces[0], pieces[1] = pieces[1], pieces[0]
+    path.write_text(json.dumps(content))
+    assert "tokenizer_3 gives </s> the id 0, and its text encoder knows it as 1" in said(whole[1])

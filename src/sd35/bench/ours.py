@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from sd35.bench.full_size import config_of
 from sd35.bench.random_weights import RandomCheckpoint, random_embeds
 from sd35.bench.timing import drain
 from sd35.bench.work import shapes_of
 from sd35.bench.workload import Workload
 from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.full_size import config_of
 from sd35.checkpoints.sizes import config_size
 from sd35.checkpoints.store import locate
 from sd35.errors import RequestError

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd35.bench.full_size import PARTS, config_of
 from sd35.bench.work import Shapes
-from sd35.checkpoints.lazy import Lazy
-from sd35.checkpoints.reader import TensorReader, TensorSpec
+from sd35.checkpoints.full_size import PARTS, config_of
+from sd35.checkpoints.reader import TensorSpec
 from sd35.checkpoints.sizes import config_size, layout_of
 from sd35.checkpoints.source import TensorSource
 from sd35.checkpoints.store import locate
-from sd35.quantization.lazily import quantized
+from sd35.quantization.planned import planned
 from sd35.quantization.recipe import Recipe
 from sd35.runtime.embeds import PromptEmbeds
 
@@ -47,17 +46,7 @@ class RandomCheckpoint:
     def tensors(self, part: str) -> TensorSource:
         """The part's tensors: bf16, or FP8 as the recipe says."""
         layout = layout_of(config_size(part, self.config(part)))
-        drawn = {
-            name: Lazy(spec, partial(random_tensor, name, spec, self._device))
-            for name, spec in layout.items()
-        }
-        if self._recipe is None:
-            return TensorSource(TensorReader([]), drawn, {})
-        schemes = self._recipe.plan(part, {name: spec.shape for name, spec in layout.items()})
-        for layer, scheme in schemes.items():
-            name = f"{layer}.weight"
-            drawn[name], drawn[f"{name}_scale"] = quantized(name, drawn[name], scheme)
-        return TensorSource(TensorReader([]), drawn, schemes)
+        return planned(part, layout, partial(random_tensor, device=self._device), self._recipe)
 
     def files(self, part: str) -> list[Path]:
         """None: nothing of it is on a disk."""

@@ -9,8 +9,8 @@ the weights times v: 4 N^2 D. What is done once a request (AdaLN, embedders) and
 
 from dataclasses import dataclass
 
-from sd35.bench.full_size import config_of
 from sd35.bench.workload import Workload
+from sd35.checkpoints.full_size import config_of
 from sd35.checkpoints.layout import TransformerSize
 from sd35.checkpoints.sizes import config_size
 from sd35.runtime.encoders import CLIP_TOKENS

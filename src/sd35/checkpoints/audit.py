@@ -23,6 +23,7 @@ from sd35.errors import CheckpointError
 _PLAIN = (torch.bfloat16, torch.float16, torch.float32)
 _T5_SHARED = ("shared.weight", "encoder.embed_tokens.weight")
 _ORIGINAL = "get this file from the original checkpoint"
+_LEGACY_END = 2  # what old configs say; transformers takes the largest id then, which is the same token
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 # What the configs of all three real variants say, beside the sizes.
@@ -124,6 +125,8 @@ class FolderAudit:
             self.findings.append(Finding(config_file, f"lacks the key {error}", _ORIGINAL))
             return
         self.findings += compare_tensors(stem, layout_of(size), specs)
+        if isinstance(size, ClipSize) and part in self.configs:
+            self.findings += _audit_end(config_file, self.configs[part], size)
 
     def _refused(self, file: str, error: CheckpointError) -> None:
         self.findings.append(finding_of(error, file, self.root))
@@ -170,6 +173,16 @@ def _audit_values(file: str, config: Mapping[str, Any], wanted: Mapping[str, Any
             yield Finding(file, f"gives {key} as {config.get(key)!r}, and SD3.5 has {value!r}", _ORIGINAL)
     if config.get("use_dynamic_shifting"):
         yield Finding(file, "asks for dynamic shifting, and SD3.5's shift is fixed", _ORIGINAL)
+
+
+def _audit_end(file: str, config: Mapping[str, Any], size: ClipSize) -> Iterator[Finding]:
+    """CLIP's summary of a text is what it says at the end token: another id is another summary."""
+    ends = (_LEGACY_END, size.vocabulary - 1)
+    if config.get("eos_token_id") not in ends:
+        reason = (
+            f"gives eos_token_id as {config.get('eos_token_id')!r}, and it is {ends[1]} (or, for the same, 2)"
+        )
+        yield Finding(file, reason, _ORIGINAL)
 
 
 def _audit_widths(sizes: Mapping[str, Size]) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 CLIP's tokenizer has an id for each row of the encoder's embedding table (49,408); T5's has 32,100 for a
 table of 32,128 rows. An id beyond the table is an error in the middle of a request, and a wrong padding
-token (CLIP-L pads with <|endoftext|>, CLIP-G with "!") is a wrong picture, without any error.
+token (CLIP-L pads with <|endoftext|>, CLIP-G with "!") is a wrong picture, without any error. So is a special
+token under another id: CLIP's text ends where the last row's token stands, and T5's with id 1.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ from sd35.errors import CheckpointError
 _LARGEST = 32 << 20  # bytes of a tokenizer.json; T5's has 2.4 MB
 _ORIGINAL = "get this folder from the original checkpoint"
 _PADDING = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+# Special tokens and their ids; those of CLIP are the last rows of the table, counted from its end.
+_CLIP_SPECIAL = {"<|startoftext|>": -2, "<|endoftext|>": -1}
+_SPECIAL = {
+    "tokenizer": _CLIP_SPECIAL,
+    "tokenizer_2": _CLIP_SPECIAL,
+    "tokenizer_3": {"<pad>": 0, "</s>": 1, "<unk>": 2},
+}
 _LEAST_T5_IDS = 32_000  # of the real one: its pieces without the extra ids
 
 
@@ -45,6 +53,8 @@ def audit_tokenizer(root: Path, part: str, encoder: Size | None) -> Iterator[Fin
     if part in _PADDING and padding not in (None, _PADDING[part]):
         reason = f"pads with {printable(repr(padding))}, and SD3.5 pads with {_PADDING[part]!r} there"
         yield Finding(f"{part}/tokenizer_config.json", reason, _ORIGINAL)
+    if encoder is not None:
+        yield from _audit_special(contents, part, _rows(encoder))
     yield from _audit_pieces(folder, part)
 
 
@@ -53,23 +63,38 @@ def _has_vocabulary(folder: Path) -> bool:
     return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names or "spiece.model" in names
 
 
+def _audit_special(contents: dict[str, dict[str, Any]], part: str, rows: int) -> Iterator[Finding]:
+    """The ids of special tokens; nothing is known where only a SentencePiece file has them."""
+    ids = _ids(contents)
+    for token, place in _SPECIAL[part].items() if ids else ():
+        wanted = place % rows
+        if ids.get(token) != wanted:
+            found = f"gives {token} the id {ids[token]}" if token in ids else f"has no {token}"
+            reason = f"{found}, and its text encoder knows it as {wanted}"
+            yield Finding(part, reason, "get both from one checkpoint")
+
+
 def _count_ids(contents: dict[str, dict[str, Any]]) -> int | None:
     """One more than the largest id; None where only a SentencePiece file knows."""
+    ids = _ids(contents)
+    return max(ids.values()) + 1 if ids else None
+
+
+def _ids(contents: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Every token's id, of whichever file has them; empty where only a SentencePiece file knows."""
     whole = contents.get("tokenizer.json", {})
     model = whole.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else contents.get("vocab.json")
     added = whole.get("added_tokens")
-    ids = (
-        [one["id"] for one in added if isinstance(one, dict) and "id" in one]
-        if isinstance(added, list)
-        else []
-    )
+    pairs: list[tuple[object, object]] = []
     if isinstance(vocabulary, dict):
-        ids += vocabulary.values()
+        pairs += vocabulary.items()
     elif isinstance(vocabulary, list):
-        ids.append(len(vocabulary) - 1)
-    numbers = [number for number in ids if type(number) is int]
-    return max(numbers) + 1 if numbers else None
+        pieces = (piece[0] if isinstance(piece, list) and piece else piece for piece in vocabulary)
+        pairs += ((piece, i) for i, piece in enumerate(pieces))
+    if isinstance(added, list):
+        pairs += ((one.get("content"), one.get("id")) for one in added if isinstance(one, dict))
+    return {str(token): id_ for token, id_ in pairs if type(id_) is int}
 
 
 def _fits(ids: int, encoder: Size) -> bool:

@@ -57,19 +57,10 @@ def _look(path: Path, arguments: argparse.Namespace) -> "VerifyReport":
 
 def _fetch_again(path: Path, report: "VerifyReport", *, hidden: bool) -> None:
     """Bring the damaged files again, from where the manifest of the folder says they came from."""
-    from sd35.checkpoints.fetch.fetch import refetch
-    from sd35.checkpoints.manifest import FILE_NAME, read_manifest
+    from sd35.checkpoints.fetch.mend import mend
 
-    folder = path if path.is_dir() else path.parent
-    manifest = read_manifest(folder)
-    recorded = [name for name in report.damaged if manifest is not None and name in manifest.files]
-    if not recorded:
-        raise CheckpointError(
-            f"{path} can't be mended: {folder / FILE_NAME} lists none of what is wrong with it; fetch it "
-            "anew with sd35 fetch, or make it anew if quantize or convert made it."
-        )
     with CountBar("fetch", "B", hidden=hidden, is_scaled=True) as bar:
-        refetch(folder, recorded, show=bar.show)
+        mend(path, report.damaged, bar.show)
 
 
 def _record(path: Path, *, hidden: bool) -> None:

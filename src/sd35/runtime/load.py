@@ -73,7 +73,7 @@ def assemble(
     variant = variant or _recognise(checkpoint, mmdit_config)
     sizes = sizes_of(checkpoint, mmdit_config, read_vae_config(checkpoint), placement.dtype)
     work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
-    budget = _budget(config, placement.device)
+    budget = free_memory(config, placement.device)
     plan = choose_or_smallest(sizes, work, budget)
     load = partial(_load, checkpoint, placement, variant, identity, sizes, budget)
     try:
@@ -117,7 +117,7 @@ def _load(
     )
 
 
-def _budget(config: RuntimeConfig, device: torch.device) -> int | None:
+def free_memory(config: RuntimeConfig, device: torch.device) -> int | None:
     """Bytes that may be allocated: what was said, else what is free on a card; a CPU has no bound of ours."""
     if config.vram_bytes is not None or device.type != "cuda":
         return config.vram_bytes

@@ -58,13 +58,18 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def ask_driver(field: str) -> list[str]:
+    """nvidia-smi's answer, a line a card; nothing where there is no driver."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.partition("\n")[0].strip() or None
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def _driver() -> str | None:
+    return next(iter(ask_driver("driver_version")), None)
 
 
 def _cpu() -> str:

@@ -21,7 +21,7 @@ def token() -> str | None:
     """`HF_TOKEN`, else what `hf auth login` left in the token file, else None."""
     if given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return _checked(given, "HF_TOKEN")
-    path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
+    path = token_path()
     try:
         return _checked(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
@@ -30,6 +30,11 @@ def token() -> str | None:
         raise MissingError(
             f"The token file {path} can't be read ({error}): mend it, or set HF_TOKEN."
         ) from error
+
+
+def token_path() -> Path:
+    """The file that `hf auth login` keeps the token in."""
+    return Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
 
 
 def is_offline() -> bool:

@@ -1,23 +1,21 @@
-"""What this machine can do, and why `auto` chooses as it does.
+"""Which implementations run here, and why `auto` chooses as it does.
 
 Each operation of the model has several implementations. For each one the doctor asks the very function that
 the choice is made by, and repeats its answer. Nothing is tried out, for the choice is not made by trial
 either.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
-from sd35.config import Attention, RuntimeConfig
+from sd35.config import Attention
 from sd35.fp8 import ScaledTensor
 from sd35.kernels import reference
 from sd35.kernels.api import choose_operations, cublas_refuses, multiplies_natively, triton_refuses
 from sd35.kernels.attention import attention_refuses, choose_attention
-from sd35.runtime.load import resolve
-from sd35.runtime.machine import Machine, machine_of
 from sd35.runtime.weights import Placement
 from sd35.variants import HEAD_DIM
 
@@ -41,29 +39,9 @@ class Operation:
     candidates: Sequence[Candidate]
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """The machine, the device and dtype that `auto` comes to, and each operation's choice."""
-
-    machine: Machine
-    device: str
-    compute_dtype: str
-    operations: Sequence[Operation]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def examine(config: RuntimeConfig) -> Diagnosis:
-    """Look at the machine as this config would use it; DeviceError where its device is not there."""
-    placement = resolve(config)
-    return Diagnosis(
-        machine=machine_of(placement.device),
-        device=str(placement.device),
-        compute_dtype=str(placement.dtype).removeprefix("torch."),
-        operations=[operation(placement) for operation in OPERATIONS],
-    )
+def operations(placement: Placement) -> list[Operation]:
+    """Every operation; attention is the last."""
+    return [fused_operations(placement), fp8_product(placement), attention(placement)]
 
 
 def fused_operations(placement: Placement) -> Operation:
@@ -87,9 +65,6 @@ def attention(placement: Placement) -> Operation:
     names = [name for name in get_args(Attention) if name != "auto"]
     candidates = [Candidate(name, attention_refuses(name, device, dtype)) for name in names]
     return Operation("attention", choose_attention("auto", device, dtype), candidates)
-
-
-OPERATIONS: tuple[Callable[[Placement], Operation], ...] = (fused_operations, fp8_product, attention)
 
 
 def _or_reference(name: str, refusal: str | None) -> list[Candidate]:

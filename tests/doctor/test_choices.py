@@ -3,18 +3,23 @@
 import pytest
 import torch
 
-from sd35 import doctor
 from sd35.config import RuntimeConfig
-from sd35.doctor import examine
+from sd35.doctor import choices
+from sd35.doctor.choices import Operation, operations
+from sd35.doctor.examine import examine
 from sd35.errors import DeviceError
 from sd35.runtime import machine
+from sd35.runtime.load import resolve
+
+
+def chosen(**config: str) -> list[Operation]:
+    """The operations on a CPU."""
+    return operations(resolve(RuntimeConfig(device="cpu", **config)))
 
 
 def test_a_cpu_has_its_reasons() -> None:
     """On a CPU the FP8 product is the reference's, and what needs a card says so."""
-    diagnosis = examine(RuntimeConfig(device="cpu", compute_dtype="fp32"))
-    fused, product, attention = diagnosis.operations
-    assert (diagnosis.device, diagnosis.compute_dtype) == ("cpu", "float32")
+    fused, product, attention = chosen(compute_dtype="fp32")
     assert fused.chosen == product.chosen == "reference"
     assert "it needs a CUDA device" in (fused.candidates[0].refusal or "")
     assert {one.name: one.refusal for one in product.candidates} == {
@@ -28,8 +33,8 @@ def test_a_cpu_has_its_reasons() -> None:
 def test_the_choice_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where cuBLAS has no reason against it, it is taken: choice and reasons come from one function."""
     monkeypatch.setattr("sd35.kernels.api.cublas_refuses", lambda weight, dtype, device=None: None)
-    monkeypatch.setattr(doctor, "cublas_refuses", lambda weight, dtype, device=None: None)
-    assert examine(RuntimeConfig(device="cpu")).operations[1].chosen == "cublas"
+    monkeypatch.setattr(choices, "cublas_refuses", lambda weight, dtype, device=None: None)
+    assert chosen()[1].chosen == "cublas"
 
 
 def test_an_absent_device_is_an_error() -> None:

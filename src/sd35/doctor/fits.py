@@ -1,0 +1,161 @@
+"""What fits: for a checkpoint and a size, the plan that drawing takes, by the arithmetic that chooses it.
+
+A 16-bit checkpoint is drawn in FP8, and a variant that is not on this machine has no files at all. Both are
+seen as they would be after `sd35 quantize` with the default recipe: names and shapes are enough.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from sd35.checkpoints.formats import Checkpoint
+from sd35.checkpoints.full_size import PARTS, config_of
+from sd35.checkpoints.reader import TensorSpec
+from sd35.checkpoints.sizes import REAL, config_size, layout_of
+from sd35.checkpoints.source import TensorSource
+from sd35.doctor.finding import Finding, well, wrong
+from sd35.errors import CheckpointError
+from sd35.quantization.planned import planned
+from sd35.quantization.recipe import Recipe
+from sd35.request import GenerationRequest
+from sd35.runtime.configs import read_mmdit_config, read_vae_config
+from sd35.runtime.memory import Work, choose_or_smallest, described, gibibytes, largest_square, peak
+from sd35.runtime.sizes import Sizes, sizes_of
+from sd35.variants import VARIANTS, Variant, variant_of
+
+SIDES = (512, 1024, 1536)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A square of `side` pixels: the plan, None where none fits, and the bytes of it, or of the smallest."""
+
+    side: int
+    plan: str | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Fits:
+    """A checkpoint's table; `largest` is the side of the largest square within the budget, None for none.
+
+    `weights` are the bytes of all parts once they are loaded. `is_here` is false for a variant that is known
+    by arithmetic alone.
+    """
+
+    name: str
+    variant: str
+    is_here: bool
+    weights: int
+    native: Fit
+    rows: list[Fit]
+    largest: int | None
+
+
+class Blueprint:
+    """A `Checkpoint` as it would be in FP8: names and shapes without values."""
+
+    def __init__(self, path: Path, parts: tuple[str, ...], configs: dict[str, dict[str, Any]]) -> None:
+        self.path, self.parts, self._configs = path, parts, configs
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's own."""
+        return self._configs[part]
+
+    def tensors(self, part: str) -> TensorSource:
+        """Its tensors by the default recipe."""
+        return planned(part, layout_of(config_size(part, self.config(part))), _draw_nothing, Recipe())
+
+    def files(self, part: str) -> list[Path]:
+        """None."""
+        return []
+
+    def folder(self, part: str) -> Path:
+        """Where it would be."""
+        return self.path / part
+
+
+def variants_by_arithmetic(dtype: torch.dtype, budget: int | None) -> list[Fits]:
+    """Every published variant at FP8, whether it is here or not."""
+    return [_fits(name, VARIANTS[name], blueprint_of(name), dtype, budget, is_here=False) for name in REAL]
+
+
+def blueprint_of(variant: str) -> Blueprint:
+    """A published variant in FP8."""
+    return Blueprint(Path(variant), PARTS, {part: config_of(variant, part) for part in PARTS})
+
+
+def fits_of(name: str, opened: Checkpoint, dtype: torch.dtype, budget: int | None) -> Fits:
+    """A checkpoint that is here, as it would be drawn; CheckpointError if it is no SD3.5."""
+    config = read_mmdit_config(opened)
+    variant = variant_of(config.num_layers, config.dual_attention_layers)
+    if variant is None:
+        raise CheckpointError(f"{opened.path} is no SD3.5 variant.")
+    with opened.tensors("transformer") as source:
+        is_fp8 = bool(source.schemes)
+    drawn = opened if is_fp8 else _in_fp8(opened)
+    return _fits(name, variant, drawn, dtype, budget, is_here=True)
+
+
+def check_fit(fits: Fits, budget: int | None) -> Finding:
+    """Whether the size that the model was trained for can be drawn here."""
+    name, native = f"memory for {fits.name}", fits.native
+    size = f"{native.side}x{native.side}"
+    if native.plan is not None:
+        within = "with no bound" if budget is None else f"within {gibibytes(budget)}"
+        return well(name, f"{size} takes {gibibytes(native.bytes)} {within}: {native.plan}")
+    what = (
+        f"{size} needs {gibibytes(native.bytes)} with the smallest plan, and {gibibytes(budget or 0)} is free"
+    )
+    if fits.largest is None:
+        return wrong(name, f"{what}; no size fits", "sd35 generate --device cpu ...", "out of memory")
+    side = fits.largest
+    fix = f"sd35 generate --checkpoint {fits.name} --width {side} --height {side} ..."
+    return wrong(name, f"{what}; the largest square that fits is {side}x{side}", fix, "out of memory")
+
+
+def _in_fp8(opened: Checkpoint) -> Blueprint:
+    weighty = [part for part in opened.parts if not part.startswith("tokenizer")]
+    return Blueprint(opened.path, opened.parts, {part: opened.config(part) for part in weighty})
+
+
+def _fits(
+    name: str, variant: Variant, drawn: Checkpoint, dtype: torch.dtype, budget: int | None, *, is_here: bool
+) -> Fits:
+    sizes = sizes_of(drawn, read_mmdit_config(drawn), read_vae_config(drawn), dtype)
+    native = _work(variant, variant.native_size)
+    bound = budget if budget is not None else 1 << 62
+    return Fits(
+        name=name,
+        variant=variant.name,
+        is_here=is_here,
+        weights=sizes.total,
+        native=_fit(sizes, native, budget),
+        rows=list(_rows(variant, sizes, budget)),
+        largest=largest_square(sizes, native, bound),
+    )
+
+
+def _rows(variant: Variant, sizes: Sizes, budget: int | None) -> Iterator[Fit]:
+    for side in SIDES:
+        if side <= variant.max_size:
+            yield _fit(sizes, _work(variant, side), budget)
+
+
+def _fit(sizes: Sizes, work: Work, budget: int | None) -> Fit:
+    plan = choose_or_smallest(sizes, work, budget)
+    needed = peak(plan, sizes, work)
+    is_enough = budget is None or needed <= budget
+    return Fit(work.width, described(plan) if is_enough else None, needed)
+
+
+def _work(variant: Variant, side: int) -> Work:
+    request = GenerationRequest("", width=side, height=side)
+    return Work.of(request.pictures(variant)[0].settings, images=1)
+
+
+def _draw_nothing(name: str, spec: TensorSpec) -> NoReturn:
+    raise AssertionError(f"{name} is asked for its values, and a blueprint has none")
