@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask what fits into this, such as 7.2GiB (default: what is free)",
     )
     parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="ask whether a square of this side fits (default: what the "
+        "checkpoint was trained for)",
+    )  # fmt: skip
+    parser.add_argument(
         "--attention", choices=get_args(Attention), default="auto", help="ask whether this one can run here"
     )
     parser.add_argument(
@@ -53,7 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sd35.doctor.examine import Asked, mend
 
     asked = Asked(
-        arguments.checkpoint, arguments.components, tuple(arguments.text_encoders), arguments.online
+        checkpoint=arguments.checkpoint,
+        components=arguments.components,
+        encoder_files=tuple(arguments.text_encoders),
+        size=arguments.size,
+        online=arguments.online,
     )
     diagnosis = _look(arguments, asked)
     done: list[str] = []
@@ -128,7 +136,7 @@ def _print_fits(tables: "list[Fits]", budget: int | None) -> None:
     print(f"\nwhat fits in {within}, in FP8: side in pixels, plan, peak")
     for fits in tables:
         print(f"  {fits.name}" + ("" if fits.is_here else " (by arithmetic)"))
-        for fit in fits.rows or [fits.native]:
+        for fit in sorted({*fits.rows, fits.asked}, key=lambda fit: fit.side):
             print(f"    {fit.side:>5}  {_plan(fit):<50} {fit.bytes / 2**30:6.2f} GiB")
 
 

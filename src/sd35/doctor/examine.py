@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.sizes import REAL
 from sd35.checkpoints.store import REPOSITORIES, locate
 from sd35.config import RuntimeConfig
 from sd35.doctor.checkpoints import (
@@ -22,7 +23,7 @@ from sd35.doctor.checkpoints import (
 )
 from sd35.doctor.choices import Operation, operations
 from sd35.doctor.finding import Finding, wrong
-from sd35.doctor.fits import Fits, check_fit, fits_of, variants_by_arithmetic
+from sd35.doctor.fits import Fits, check_fit, fits_of, variant_by_arithmetic, variants_by_arithmetic
 from sd35.doctor.libraries import check_attention, check_libraries
 from sd35.doctor.mend import mend_all
 from sd35.doctor.product import check_product, measure_product
@@ -35,7 +36,7 @@ from sd35.doctor.surroundings import (
     disk_room,
     host_memory,
 )
-from sd35.errors import CheckpointError, MissingError, Sd35Error
+from sd35.errors import CheckpointError, MissingError, RequestError, Sd35Error
 from sd35.runtime.load import free_memory, resolve
 from sd35.runtime.machine import Machine, machine_of
 from sd35.runtime.weights import Placement
@@ -45,13 +46,19 @@ from sd35.runtime.weights import Placement
 class Asked:
     """What is to be looked at: None for every checkpoint that is here, by its headers.
 
-    `components` and `encoder_files` are what a named single file lacks; `online` lets the hub be asked.
+    `components` and `encoder_files` are what a named single file lacks; `size` is the side of the
+    square that shall fit; `online` lets the hub be asked.
     """
 
     checkpoint: str | None = None
     components: str | None = None
     encoder_files: tuple[str, ...] = ()
+    size: int | None = None
     online: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and (self.size or self.components or self.encoder_files):
+            raise RequestError("A size, components and text encoders are about one checkpoint: name it.")
 
 
 @dataclass(frozen=True)
@@ -91,16 +98,17 @@ def examine(
     findings += [*check_attention(chosen[-1], config.attention), *check_libraries()]
     findings += _checkpoints(asked, progress)
     here, trouble = _fits_here(asked, placement.dtype, budget)
-    findings += [*trouble, *(check_fit(fits, budget) for fits in here)]
+    meant = [*here, *_not_here(asked, placement.dtype, budget)]
+    findings += [*trouble, *(check_fit(fits, budget) for fits in meant)]
     published = variants_by_arithmetic(placement.dtype, budget)
-    findings += _surroundings(asked, placement, [*here, *_meant(published, asked)], published)
+    findings += _surroundings(asked, placement, meant, published)
     return Diagnosis(
         machine=machine_of(placement.device),
         device=str(placement.device),
         compute_dtype=str(placement.dtype).removeprefix("torch."),
         budget_bytes=budget,
         operations=chosen,
-        fits=[*here, *published],
+        fits=[*meant, *(fits for fits in published if fits.name != asked.checkpoint or here)],
         findings=findings,
     )
 
@@ -145,7 +153,7 @@ def _fits_here(asked: Asked, dtype: torch.dtype, budget: int | None) -> tuple[li
             continue
         try:
             opened = open_checkpoint(place.path, beside, files) if is_named else open_checkpoint(place.path)
-            found.append(fits_of(place.name, opened, dtype, budget))
+            found.append(fits_of(place.name, opened, dtype, budget, asked.size))
         except (CheckpointError, MissingError) as error:
             if is_named:
                 troubles.append(_unopened(place, error))
@@ -158,10 +166,11 @@ def _unopened(place: Place, error: Sd35Error) -> Finding:
     return wrong(place.name, f"can't be opened: {error}", fix, "checkpoint missing", "checkpoint")
 
 
-def _meant(published: list[Fits], asked: Asked) -> list[Fits]:
+def _not_here(asked: Asked, dtype: torch.dtype, budget: int | None) -> list[Fits]:
     """A variant that is asked about before it is fetched."""
-    is_here = bool(_places(asked))
-    return [fits for fits in published if fits.name == asked.checkpoint and not is_here]
+    if asked.checkpoint not in REAL or _places(asked):
+        return []
+    return [variant_by_arithmetic(asked.checkpoint, dtype, budget, asked.size)]
 
 
 def _surroundings(

@@ -42,15 +42,15 @@ class Fit:
 class Fits:
     """A checkpoint's table; `largest` is the side of the largest square within the budget, None for none.
 
-    `weights` are the bytes of all parts once they are loaded. `is_here` is false for a variant that is known
-    by arithmetic alone.
+    `asked` is the size in question, by default the one that the model was trained for. `weights` are the
+    bytes of all parts once they are loaded. `is_here` is false for a variant known by arithmetic alone.
     """
 
     name: str
     variant: str
     is_here: bool
     weights: int
-    native: Fit
+    asked: Fit
     rows: list[Fit]
     largest: int | None
 
@@ -80,7 +80,12 @@ class Blueprint:
 
 def variants_by_arithmetic(dtype: torch.dtype, budget: int | None) -> list[Fits]:
     """Every published variant at FP8, whether it is here or not."""
-    return [_fits(name, VARIANTS[name], blueprint_of(name), dtype, budget, is_here=False) for name in REAL]
+    return [variant_by_arithmetic(name, dtype, budget) for name in REAL]
+
+
+def variant_by_arithmetic(name: str, dtype: torch.dtype, budget: int | None, side: int | None = None) -> Fits:
+    """A published variant at FP8; RequestError for a size that it does not draw."""
+    return _fits(name, VARIANTS[name], blueprint_of(name), dtype, budget, side, is_here=False)
 
 
 def blueprint_of(variant: str) -> Blueprint:
@@ -88,8 +93,13 @@ def blueprint_of(variant: str) -> Blueprint:
     return Blueprint(Path(variant), PARTS, {part: config_of(variant, part) for part in PARTS})
 
 
-def fits_of(name: str, opened: Checkpoint, dtype: torch.dtype, budget: int | None) -> Fits:
-    """A checkpoint that is here, as it would be drawn; CheckpointError if it is no SD3.5."""
+def fits_of(
+    name: str, opened: Checkpoint, dtype: torch.dtype, budget: int | None, side: int | None = None
+) -> Fits:
+    """A checkpoint that is here, as it would be drawn; CheckpointError if it is no SD3.5.
+
+    RequestError for a size that it does not draw.
+    """
     config = read_mmdit_config(opened)
     variant = variant_of(config.num_layers, config.dual_attention_layers)
     if variant is None:
@@ -97,18 +107,18 @@ def fits_of(name: str, opened: Checkpoint, dtype: torch.dtype, budget: int | Non
     with opened.tensors("transformer") as source:
         is_fp8 = bool(source.schemes)
     drawn = opened if is_fp8 else _in_fp8(opened)
-    return _fits(name, variant, drawn, dtype, budget, is_here=True)
+    return _fits(name, variant, drawn, dtype, budget, side, is_here=True)
 
 
 def check_fit(fits: Fits, budget: int | None) -> Finding:
-    """Whether the size that the model was trained for can be drawn here."""
-    name, native = f"memory for {fits.name}", fits.native
-    size = f"{native.side}x{native.side}"
-    if native.plan is not None:
+    """Whether the size in question can be drawn here."""
+    name, asked = f"memory for {fits.name}", fits.asked
+    size = f"{asked.side}x{asked.side}"
+    if asked.plan is not None:
         within = "with no bound" if budget is None else f"within {gibibytes(budget)}"
-        return well(name, f"{size} takes {gibibytes(native.bytes)} {within}: {native.plan}")
+        return well(name, f"{size} takes {gibibytes(asked.bytes)} {within}: {asked.plan}")
     what = (
-        f"{size} needs {gibibytes(native.bytes)} with the smallest plan, and {gibibytes(budget or 0)} is free"
+        f"{size} needs {gibibytes(asked.bytes)} with the smallest plan, and {gibibytes(budget or 0)} is free"
     )
     if fits.largest is None:
         return wrong(name, f"{what}; no size fits", "sd35 generate --device cpu ...", "out of memory")
@@ -123,19 +133,26 @@ def _in_fp8(opened: Checkpoint) -> Blueprint:
 
 
 def _fits(
-    name: str, variant: Variant, drawn: Checkpoint, dtype: torch.dtype, budget: int | None, *, is_here: bool
+    name: str,
+    variant: Variant,
+    drawn: Checkpoint,
+    dtype: torch.dtype,
+    budget: int | None,
+    side: int | None,
+    *,
+    is_here: bool,
 ) -> Fits:
     sizes = sizes_of(drawn, read_mmdit_config(drawn), read_vae_config(drawn), dtype)
-    native = _work(variant, variant.native_size)
+    work = _work(variant, side or variant.native_size)
     bound = budget if budget is not None else 1 << 62
     return Fits(
         name=name,
         variant=variant.name,
         is_here=is_here,
         weights=sizes.total,
-        native=_fit(sizes, native, budget),
+        asked=_fit(sizes, work, budget),
         rows=list(_rows(variant, sizes, budget)),
-        largest=largest_square(sizes, native, bound),
+        largest=largest_square(sizes, work, bound),
     )
 
 

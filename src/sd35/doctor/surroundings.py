@@ -44,8 +44,8 @@ def check_host_memory(memory: Memory | None, checkpoints: list[Fits], *, on_card
         return
     yield well("host memory", f"{gibibytes(memory.available)} available of {gibibytes(memory.total)}")
     for fits in checkpoints:
-        plan = fits.native.plan or "streamed"
-        needed = (0 if plan == "resident" else fits.weights) if on_card else fits.native.bytes
+        plan = fits.asked.plan or "streamed"
+        needed = (0 if plan == "resident" else fits.weights) if on_card else fits.asked.bytes
         if needed > memory.total:
             what = (
                 f"{fits.name} keeps {gibibytes(needed)} there, and {gibibytes(memory.total)} is all there is"

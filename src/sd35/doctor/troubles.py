@@ -23,7 +23,7 @@ TROUBLES = (
         '`sd35 generate` ends with "need N GiB with the smallest plan", or a program is killed',
         "no plan fits the card's free memory at this size; host memory is smaller than weights that move or "
         "that a CPU draws with",
-        "sd35 doctor CHECKPOINT --max-vram 7.2GiB",
+        "sd35 doctor CHECKPOINT --size 1536 --max-vram 7.2GiB",
         "the largest square that fits, as `--width` and `--height`; FP8 weights; a smaller variant",
     ),
     Trouble(
