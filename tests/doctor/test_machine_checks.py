@@ -11,7 +11,7 @@ from sd35.doctor import product
 from sd35.doctor.choices import Candidate, Operation
 from sd35.doctor.finding import Finding
 from sd35.doctor.libraries import OPTIONAL, check_attention, check_libraries
-from sd35.doctor.product import ProductError, check_product, measure_product
+from sd35.doctor.product import ProductError, check_product, judge, measure_product
 from sd35.doctor.stack import Stack, check_stack, covers
 from sd35.doctor.surroundings import LEAST_ROOM, check_disk, check_token
 from sd35.fp8 import ScaledTensor, quantize
@@ -86,7 +86,7 @@ def test_the_product_is_right(activations: str) -> None:
     error = measure_product(resolve(RuntimeConfig(device="cpu", activations=activations)))
     assert 0 < error.added < 0.004
     assert 0.015 < error.in_all < 0.05
-    assert check_product(error).ok
+    assert judge(error).ok
 
 
 def test_a_product_without_its_scales_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +106,14 @@ def test_a_product_without_its_scales_is_found(monkeypatch: pytest.MonkeyPatch) 
         return layer(forgetful(weight.dequantize()), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(product, "Fp8Linear", broken)
-    finding = check_product(measure_product(placement))
+    finding = check_product(placement)
     assert not finding.ok
     assert finding.trouble == "blurred or off-colour"
 
 
 def test_nan_is_wrong() -> None:
     """A comparison with NaN is false, and that must not pass."""
-    assert not check_product(ProductError(float("nan"), float("nan"), "x")).ok
+    assert not judge(ProductError(float("nan"), float("nan"), "x")).ok
 
 
 ON_HOPPER = Operation(
@@ -167,3 +167,16 @@ def test_the_token_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.chmod(0o600)
     assert [finding.ok for finding in check_token()] == [True]
     assert "canary" not in repr((there, readable))
+
+
+def test_a_card_that_cannot_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver says is the finding; the doctor goes on."""
+
+    def refuse(*_: object) -> object:
+        """As a card for which the build has no code."""
+        raise RuntimeError("CUDA error: no kernel image is available\nand much more")
+
+    monkeypatch.setattr(product, "Fp8Linear", refuse)
+    finding = check_product(resolve(RuntimeConfig(device="cpu")))
+    assert finding.what == "cpu can't multiply: CUDA error: no kernel image is available"
+    assert finding.trouble == "card not used"

@@ -1,6 +1,7 @@
 """Each of the classic troubles, planted, is found, named, and comes with what mends it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_a_fetch_that_was_cut_off() -> None:
     """A folder with a workshop and without a manifest."""
     (home() / "checkpoints" / "org--name" / ".fetch").mkdir(parents=True)
     (finding,) = faults(None)
-    assert (finding.trouble, finding.fix) == ("checkpoint missing", "sd35 fetch org/name")
+    assert (finding.trouble, finding.fix) == ("checkpoint missing or refused", "sd35 fetch org/name")
 
 
 def test_a_licence_that_is_not_accepted(demo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -267,3 +268,18 @@ def _peaks(side: int) -> list[int]:
     request = GenerationRequest("", width=side, height=side)
     work = Work.of(request.pictures(VARIANTS["medium"])[0].settings, images=1)
     return [peak(plan, sizes, work) for plan in ladder()]
+
+
+def test_a_manifest_that_cannot_be_read(fetched: Path) -> None:
+    """It is a finding like others, and no end of the examination."""
+    (fetched / "sd35.json").write_text("{")
+    (finding,) = faults("mine")
+    assert "manifest is not readable JSON" in finding.what
+    assert finding.trouble == "checkpoint missing or refused"
+
+
+def test_a_file_that_is_not_even_read(tmp_path: Path) -> None:
+    """A named pipe, which would be waited for without end."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    found = faults(tmp_path / "model.safetensors")
+    assert {finding.trouble for finding in found} == {"checkpoint missing or refused"}

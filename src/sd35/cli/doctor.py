@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask what fits into this, such as 7.2GiB (default: what is free)",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="ask whether a square of this side fits (default: what the "
-        "checkpoint was trained for)",
+        "--size", type=int, metavar="PIXELS",
+        help="ask whether a square of this side fits (default: what the checkpoint was trained for)",
     )  # fmt: skip
     parser.add_argument(
         "--attention", choices=get_args(Attention), default="auto", help="ask whether this one can run here"

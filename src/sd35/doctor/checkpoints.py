@@ -11,7 +11,7 @@ from pathlib import Path
 from sd35.checkpoints.audit import FolderAudit
 from sd35.checkpoints.findings import Finding as FileFinding
 from sd35.checkpoints.findings import shown_path
-from sd35.checkpoints.manifest import read_manifest
+from sd35.checkpoints.manifest import Manifest, read_manifest
 from sd35.checkpoints.store import REPOSITORIES, UNFINISHED, derived, home, locate
 from sd35.checkpoints.verify import verify
 from sd35.doctor.finding import Finding, well, wrong
@@ -35,7 +35,7 @@ def places_here() -> Iterator[Place]:
     yield Place("demo", locate("demo"))
     for path in sorted((home() / "checkpoints").glob("*")):
         if path.is_dir() and not _is_unfinished(path):
-            yield Place(path.name.replace("--", "/"), locate(path.name))
+            yield Place(path.name.replace("--", "/"), _whole(path))
     yield from (Place(str(path), path, is_derived=True) for path in _folders(home() / "derived"))
 
 
@@ -43,7 +43,7 @@ def places_named(name: str) -> list[Place]:
     """The checkpoint of that name or path, and FP8 folders made of it; MissingError where there is none."""
     path = locate(name)
     found = [Place(name, path)]
-    manifest = read_manifest(path) if path.is_dir() else None
+    manifest = _manifest(path) if path.is_dir() else None
     if manifest is not None:
         stem = derived(manifest.identity, "").name
         made = (one for one in _folders(home() / "derived") if one.name.startswith(stem))
@@ -57,13 +57,24 @@ def check_unfinished() -> Iterator[Finding]:
         if _is_unfinished(path):
             name = path.name.replace("--", "/")
             what = f"the fetch into {shown_path(path)} is not finished"
-            yield wrong(name, what, f"sd35 fetch {name}", "checkpoint missing", "checkpoint")
+            yield wrong(name, what, f"sd35 fetch {name}", "checkpoint missing or refused", "checkpoint")
 
 
 def missing(name: str, error: MissingError) -> Finding:
     """A named checkpoint that is not here."""
     fix = f"sd35 fetch {name}" if name in REPOSITORIES else "give a path that exists, or a name"
-    return wrong(name, str(error), fix, "checkpoint missing", "checkpoint")
+    return wrong(name, str(error), fix, "checkpoint missing or refused", "checkpoint")
+
+
+def refused(place: Place, error: CheckpointError) -> Finding:
+    """A path that is not even read."""
+    return wrong(
+        place.name,
+        str(error),
+        "give the checkpoint's own path",
+        "checkpoint missing or refused",
+        "checkpoint",
+    )
 
 
 def check_structure(place: Place) -> Iterator[Finding]:
@@ -94,7 +105,9 @@ def trouble_of(file: str) -> str:
     part = file.partition("/")[0]
     if part.startswith(("tokenizer", "text_encoder")):
         return "prompt ignored"
-    return "blurred or off-colour"
+    if part in ("transformer", "vae", "scheduler") or file.endswith(".safetensors"):
+        return "blurred or off-colour"
+    return "checkpoint missing or refused"
 
 
 def _told(place: Place, found: list[FileFinding]) -> Iterator[Finding]:
@@ -107,10 +120,7 @@ def _fix(place: Place, finding: FileFinding) -> str:
     if place.is_derived:
         return f"rm -r {shown_path(place.path)}  # {_DERIVED}"
     folder = place.path if place.path.is_dir() else place.path.parent
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError:
-        manifest = None
+    manifest = _manifest(folder)
     if manifest is not None and manifest.origin is not None and finding.file in manifest.files:
         return f"sd35 verify {place.name} --fix"
     return finding.remedy
@@ -121,4 +131,20 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _is_unfinished(path: Path) -> bool:
-    return (path / UNFINISHED).is_dir() and read_manifest(path) is None
+    return (path / UNFINISHED).is_dir() and _manifest(path) is None
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """None as well where it can't be read: `verify` says so."""
+    try:
+        return read_manifest(folder)
+    except CheckpointError:
+        return None
+
+
+def _whole(folder: Path) -> Path:
+    """A fetched folder, or the one file in it."""
+    try:
+        return locate(folder.name)
+    except CheckpointError:
+        return folder

@@ -53,8 +53,9 @@ def fused_operations(placement: Placement) -> Operation:
 
 def fp8_product(placement: Placement) -> Operation:
     """The product of an FP8 linear layer."""
-    data = torch.zeros(_WIDTH, _WIDTH, dtype=torch.uint8, device=placement.device).view(torch.float8_e4m3fn)
-    weight = ScaledTensor(data, torch.ones(_WIDTH, 1, device=placement.device))
+    # Never filled: a card for which PyTorch has no code can't even do that.
+    data = torch.empty(_WIDTH, _WIDTH, dtype=torch.float8_e4m3fn, device=placement.device)
+    weight = ScaledTensor(data, torch.empty(_WIDTH, 1, device=placement.device))
     chosen = "cublas" if multiplies_natively("auto", weight, placement.dtype) else "reference"
     return Operation("FP8 product", chosen, _or_reference("cublas", cublas_refuses(weight, placement.dtype)))
 

@@ -20,13 +20,14 @@ from sd35.doctor.checkpoints import (
     missing,
     places_here,
     places_named,
+    refused,
 )
 from sd35.doctor.choices import Operation, operations
 from sd35.doctor.finding import Finding, wrong
 from sd35.doctor.fits import Fits, check_fit, fits_of, variant_by_arithmetic, variants_by_arithmetic
 from sd35.doctor.libraries import check_attention, check_libraries
 from sd35.doctor.mend import mend_all
-from sd35.doctor.product import check_product, measure_product
+from sd35.doctor.product import check_product
 from sd35.doctor.stack import check_stack, stack_here
 from sd35.doctor.surroundings import (
     check_disk,
@@ -94,7 +95,7 @@ def examine(
     placement = resolve(config)
     budget = free_memory(config, placement.device)
     chosen = operations(placement)
-    findings = [*check_stack(stack_here()), check_product(measure_product(placement))]
+    findings = [*check_stack(stack_here()), check_product(placement)]
     findings += [*check_attention(chosen[-1], config.attention), *check_libraries()]
     findings += _checkpoints(asked, progress)
     here, trouble = _fits_here(asked, placement.dtype, budget)
@@ -138,7 +139,10 @@ def _checkpoints(asked: Asked, progress: Progress | None) -> Iterator[Finding]:
         yield missing(asked.checkpoint, error)
         return
     for place in places:
-        yield from check_integrity(place, progress)
+        try:
+            yield from check_integrity(place, progress)
+        except CheckpointError as error:
+            yield refused(place, error)
 
 
 def _fits_here(asked: Asked, dtype: torch.dtype, budget: int | None) -> tuple[list[Fits], list[Finding]]:
@@ -163,7 +167,7 @@ def _fits_here(asked: Asked, dtype: torch.dtype, budget: int | None) -> tuple[li
 def _unopened(place: Place, error: Sd35Error) -> Finding:
     """A named checkpoint that drawing would refuse."""
     fix = f"sd35 doctor {place.name} --components FOLDER" if place.path.is_file() else "mend what is above"
-    return wrong(place.name, f"can't be opened: {error}", fix, "checkpoint missing", "checkpoint")
+    return wrong(place.name, f"can't be opened: {error}", fix, "checkpoint missing or refused", "checkpoint")
 
 
 def _not_here(asked: Asked, dtype: torch.dtype, budget: int | None) -> list[Fits]:

@@ -54,8 +54,18 @@ def measure_product(placement: Placement) -> ProductError:
     return ProductError(_relative(got, exact), _relative(got, x.double() @ weight.double().T), by)
 
 
-def check_product(error: ProductError) -> Finding:
-    """Whether the device multiplies rightly."""
+def check_product(placement: Placement) -> Finding:
+    """Whether the device multiplies, and rightly."""
+    try:
+        return judge(measure_product(placement))
+    except RuntimeError as error:  # whatever a driver or a card without code for it says
+        reason = str(error).partition("\n")[0]
+        what = f"{placement.device} can't multiply: {reason}"
+        return wrong("FP8 arithmetic", what, "sd35 generate --device cpu ...", "card not used")
+
+
+def judge(error: ProductError) -> Finding:
+    """Whether what the device adds is no more than it may."""
     what = (
         f"{error.by}: the device adds {error.added:.2%} to float64 over the same FP8 values, with "
         f"rounding to FP8 {error.in_all:.2%}"

@@ -56,11 +56,11 @@ TROUBLES = (
         "the build of torch, or the driver, that the finding names",
     ),
     Trouble(
-        "checkpoint missing",
-        '"is not on this machine", "is not finished"',
-        "never fetched, or the fetch was cut off",
+        "checkpoint missing or refused",
+        '"is not on this machine", "is not finished", "is refused"',
+        "never fetched, or the fetch was cut off; a broken record, an index or a file that no checkpoint has",
         "sd35 doctor CHECKPOINT",
-        "`sd35 fetch NAME`: it goes on where it stopped",
+        "`sd35 fetch NAME`: it goes on where it stopped; else what the finding names",
     ),
     Trouble(
         "fetch refused",
