@@ -95,6 +95,15 @@ class FairQueue:
         ahead = (lane for p, lane in self._lanes.items() if RANKS[p] < RANKS[job.priority])
         return sum(len(lane.jobs) for lane in ahead) + own.before(job)
 
+    def eta_s(self, job: Job) -> float | None:
+        """Seconds for what goes before a waiting job, and for itself; None before anything was measured."""
+        own = self._lanes[job.priority]
+        if job.id not in own.jobs:
+            return None
+        ahead = (lane for p, lane in self._lanes.items() if RANKS[p] < RANKS[job.priority])
+        before = sum(one.spec.cost for lane in ahead for one in lane.jobs.values())
+        return self.rate.wait_s(before + own.cost_before(job) + job.spec.cost)
+
     def cost(self) -> float:
         """Megapixel-steps that wait."""
         return sum(job.spec.cost for lane in self._lanes.values() for job in lane.jobs.values())
@@ -144,6 +153,9 @@ class _Lane:
             return False
         del self.order[self.before(job)], self.jobs[job.id], self.places[job.id]
         return True
+
+    def cost_before(self, job: Job) -> float:
+        return sum(self.jobs[job_id].spec.cost for _, _, job_id in self.order[: self.before(job)])
 
     def before(self, job: Job) -> int:
         return bisect_left(self.order, self.places[job.id])

@@ -1,6 +1,6 @@
 """The server's own face: jobs as resources, under /api/v1.
 
-    POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&limit=&cursor=
+    POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&q=&limit=&cursor=
     PUT    /api/v1/jobs/{client_id}   the same, idempotent    GET /api/v1/jobs/{id}
     DELETE /api/v1/jobs/{id}          cancel                  GET /api/v1/jobs/{id}/events (event stream)
     GET    /api/v1/capabilities, /api/v1/models, /api/v1/stats
@@ -26,8 +26,10 @@ from sd35.serving.gateway import caller_of, gateway_of, link
 from sd35.serving.jobs import Event, Job, Priority, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
+from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.store import Wanted
 
 PREFIX = "/api/v1"
 Known = Annotated[Caller, Depends(caller_of)]
@@ -75,12 +77,19 @@ async def list_jobs(
     caller: Known,
     state: State | None = None,
     model: str | None = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
+    with_images: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end."""
+    """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end.
+
+    `q` is looked for in prompts; `sha256` is a picture's; `with_images` leaves out jobs that have none.
+    """
     before = None if cursor is None else _read_cursor(cursor)
-    lives = await gateway_of(request).service.page(caller, before, limit + 1, state, model)
+    wanted = Wanted(state=state, model=model, words=q, sha256=sha256, with_images=with_images)
+    lives = await gateway_of(request).service.page(caller, before, limit + 1, wanted)
     page = lives[:limit]
     following = _cursor(page[-1].job) if len(lives) > limit else None
     return {"data": [view(live, request) for live in page], "next": following}
@@ -117,9 +126,11 @@ async def job_events(job_id: str, request: Request, caller: Known) -> StreamingR
 async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     """What may be asked for: models with their settings, formats, bounds."""
     gateway = gateway_of(request)
+    served = gateway.service.models.values()
     return {
         "version": __version__,
-        "models": [_model(model) for model in gateway.service.models.values()],
+        "models": [{**_model(model), **offer(model, served)} for model in served],
+        "precision": gateway.settings.precision if gateway.settings.engine == "sd35" else None,
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],
         "max_images": gateway.settings.max_images,
@@ -167,6 +178,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "state": job.state.value,
         "priority": job.priority.value,
         "queue_position": service.queue.position(job),
+        "eta_s": service.queue.eta_s(job),
         "progress": {"done": done, "of": of},
         "created_at": job.created_at,
         "started_at": job.started_at,
@@ -219,6 +231,7 @@ def _model(model: Any) -> dict[str, Any]:
     return {
         "id": model.name,
         "variant": variant.name,
+        "title": variant.title,
         "native_size": variant.native_size,
         "max_size": variant.max_size,
         "num_inference_steps": variant.num_inference_steps,

@@ -158,6 +158,10 @@ class JobService:
         """The caller's jobs, newest first; `which` as in `Store.page`."""
         return [self._known(job) for job in await self.read(self._store.page, caller.key_id, *which)]
 
+    async def rewrite(self, job: Job) -> None:
+        """Write an ended job as it is now."""
+        await asyncio.wrap_future(self._store.rewrite(job))
+
     async def cancel(
         self, live: LiveJob, state: State = State.CANCELLED, error: JobError | None = None
     ) -> None:

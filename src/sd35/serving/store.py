@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +24,20 @@ from sd35.serving.tables import attempts, jobs, metadata
 
 Operation = Callable[[sa.Connection], Any]
 LARGEST_GROUP = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which jobs a listing shows; what is None is not asked about."""
+
+    state: State | None = None
+    model: str | None = None
+    words: str | None = None  # in the prompt, capitals or not
+    sha256: str | None = None  # of one of the pictures
+    with_images: bool = False  # only jobs that have pictures
+
+
+ANY = Wanted()
 
 
 class Store:
@@ -91,6 +105,13 @@ class Store:
 
         return self._submit(operation)
 
+    def rewrite(self, job: Job) -> "Future[None]":
+        """Write a job that has ended as it is now: pictures of it were erased."""
+        row, job_id = _row(job), job.id
+        return self._submit(
+            lambda connection: connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(row))
+        )
+
     # ---- reading
 
     def get(self, job_id: str) -> Job | None:
@@ -106,12 +127,7 @@ class Store:
             return [dict(row) for row in connection.execute(found).mappings()]
 
     def page(
-        self,
-        key_id: str | None,
-        before: tuple[float, str] | None,
-        limit: int,
-        state: State | None = None,
-        model: str | None = None,
+        self, key_id: str | None, before: tuple[float, str] | None, limit: int, wanted: Wanted = ANY
     ) -> list[Job]:
         """A key's jobs (None: everyone's), newest first, from below (created_at, id) on."""
         found = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
@@ -120,12 +136,8 @@ class Store:
         if before is not None:
             at, job_id = before
             found = found.where((jobs.c.created_at < at) | ((jobs.c.created_at == at) & (jobs.c.id < job_id)))
-        if state is not None:
-            found = found.where(jobs.c.state == state.value)
-        if model is not None:
-            found = found.where(jobs.c.model == model)
         with self._engine.connect() as connection:
-            return [_job(row) for row in connection.execute(found).mappings()]
+            return [_job(row) for row in connection.execute(found.where(*_conditions(wanted))).mappings()]
 
     def asked_since(self, key_id: str, since: float) -> tuple[int, float]:
         """Pictures and megapixel-steps of a key's jobs since then, but for those that came to nothing."""
@@ -187,6 +199,22 @@ def _accept(connection: sa.Connection, job: Job) -> Job:
             return _job(row)
     connection.execute(sa.insert(jobs).values(_row(job)))
     return job
+
+
+def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
+    images = sa.cast(jobs.c.images, sa.String)  # as JSON text, in SQLite and PostgreSQL alike
+    found: list[sa.ColumnElement[bool]] = []
+    if wanted.state is not None:
+        found.append(jobs.c.state == wanted.state.value)
+    if wanted.model is not None:
+        found.append(jobs.c.model == wanted.model)
+    if wanted.words is not None:
+        found.append(jobs.c.spec["prompt"].as_string().icontains(wanted.words, autoescape=True))
+    if wanted.sha256 is not None:
+        found.append(images.contains(f'"{wanted.sha256}"', autoescape=True))
+    if wanted.with_images:
+        found.append(images != "[]")
+    return found
 
 
 def _row(job: Job) -> dict[str, Any]:
