@@ -1,8 +1,8 @@
 """A server whose worker does what prompts tell it: wait, die, fall silent. Run by `start_server(rough=True)`.
 
-"slow" takes half a minute, "brief" a tenth of a second; "die" ends the process, "die once FILE" does so the
-first time; "stop" stops it as a debugger would; "hang" makes no step; "memory" finds no room; "bug" raises
-what nobody expects.
+"slow" takes half a minute, "brief" a tenth of a second, both with previews in their first steps; "die" ends
+the process, "die once FILE" does so the first time; "stop" stops it as a debugger would; "hang" makes no
+step; "memory" finds no room; "bug" raises what nobody expects.
 """
 
 import os
@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from sd35.serving.messages import Drawing, Task
-from sd35.serving.null_worker import NullEngine
+from sd35.serving.null_worker import NullEngine, flat
 from sd35.serving.worker import Listener, OutOfMemoryError, connection_from, serve_tasks
 
 
@@ -27,6 +27,8 @@ class RoughEngine(NullEngine):
                 steps = 1500 if pace == "slow" else 5
                 for done in range(1, steps):
                     listener.step(done, steps)
+                    if done <= task.previews:
+                        listener.preview(done - 1, flat(task.pictures[0]))
                     threading.Event().wait(0.02)
             case ["die", "once", file]:
                 if not Path(file).exists():
