@@ -81,26 +81,26 @@ ServerFactory = Callable[..., Served]
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
     """Starts servers on one data folder; flags as keywords."""
-    with _servers(tmp_path / "data") as start:
+    with servers(tmp_path / "data") as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with the null engine that the tests of a file share."""
-    with _servers(tmp_path_factory.mktemp("shared")) as start:
+    with servers(tmp_path_factory.mktemp("shared")) as start:
         yield start()
 
 
 @pytest.fixture(scope="module")
 def rough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose worker obeys prompts (`rough_worker.py`), shared by the tests of a file."""
-    with _servers(tmp_path_factory.mktemp("rough")) as start:
+    with servers(tmp_path_factory.mktemp("rough")) as start:
         yield start(rough=True)
 
 
 @contextmanager
-def _servers(data_dir: Path) -> Iterator[ServerFactory]:
+def servers(data_dir: Path) -> Iterator[ServerFactory]:
     started: list[Served] = []
 
     def start(*, rough: bool = False, **flags: Any) -> Served:

@@ -114,7 +114,8 @@ def _spec(ask: Ask, model: Model) -> Spec:
         num_inference_steps=(
             variant.num_inference_steps if ask.num_inference_steps is None else ask.num_inference_steps
         ),
-        guidance_scale=variant.guidance_scale if ask.guidance_scale is None else ask.guidance_scale,
+        # 4 and 4.0 are the same request, so the recipe in the file has to read the same.
+        guidance_scale=float(variant.guidance_scale if ask.guidance_scale is None else ask.guidance_scale),
         seed=secrets.randbelow(2**32) if ask.seed is None else ask.seed,
         n=ask.n,
         output_format=ask.output_format,

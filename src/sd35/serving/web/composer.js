@@ -17,6 +17,7 @@ const EMPTY = {
 
 let form = { ...EMPTY };
 let turnedAt = 0; // when the button last changed its meaning
+let isSending = false; // a double click asks once
 
 /** Wire the form; capabilities are there. */
 export function startComposer() {
@@ -52,10 +53,12 @@ export function fill(settings) {
 
 /** Draw what the form says, with changes for this once. */
 export async function go(once = {}) {
+  if (isSending) return;
   if (!form.prompt.trim()) {
     showMistake(t("prompt.missing"));
     return;
   }
+  isSending = true;
   if (!form.locked) change({ seed: anySeed() });
   try {
     await submit({ ...request(), ...once });
@@ -63,6 +66,8 @@ export async function go(once = {}) {
   } catch (error) {
     onTrouble(error, () => go(once));
     if (error.param === "prompt") showMistake(inWords(error).title);
+  } finally {
+    isSending = false;
   }
 }
 
