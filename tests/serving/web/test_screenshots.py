@@ -44,16 +44,15 @@ def test_pictures_for_the_docs(drawing: Served, visit: Visitor) -> None:
     until(page, "/^Step 1\\d/.test(document.querySelector('.status')?.textContent)")
     shoot(page, "web-drawing")
     page.wait_for_selector(".stage .actions")
-    page = visit(drawing.url, **PHONE, device_scale_factor=1.5, locale="zh-CN")
+    page = visit(drawing.url, **PHONE, locale="zh-CN")
     until(page, "document.querySelector('.stage .frame img')?.naturalWidth === 256")
     shoot(page, "web-phone")
     assert sum(path.stat().st_size for path in Path(FOLDER).glob("web-*.png")) < 400_000
 
 
 def shoot(page: Any, name: str) -> None:
-    """The window as a PNG of 255 colours, which suits a page of few."""
+    """The window as a PNG."""
     path = Path(FOLDER) / f"{name}.png"
     page.wait_for_timeout(700)  # what fades has faded
     page.screenshot(path=path)
-    image = Image.open(path).convert("RGB").quantize(255, method=Image.Quantize.MEDIANCUT)
-    image.save(path, optimize=True)
+    Image.open(path).convert("RGB").save(path, optimize=True)

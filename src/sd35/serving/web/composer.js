@@ -148,7 +148,7 @@ function draw() {
   const counts = Array.from({ length: Math.min(4, state.capabilities.max_images) }, (_, index) => index + 1);
   radios("counts", counts.map((n) => [String(n), [number(n)]]), String(form.n), (n) => change({ n: Number(n) }));
   radios("qualities", QUALITIES.map((name) => [name, [t(`quality.${name}`)]]), form.quality, takeQuality);
-  options("model", state.capabilities.models.map(({ id, title }) => [id, title ?? id]), form.model);
+  options("model", state.capabilities.models.map(({ id }) => [id, id]), form.model);
   options("scheduler", model.schedulers.map((name) => [name, t(`scheduler.${name}`)]), model.schedulers[0]);
   drawButton();
 }

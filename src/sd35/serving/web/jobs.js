@@ -28,7 +28,7 @@ export async function submit(request) {
   keep("mine", [...mine].slice(-100), "sessionStorage");
   merge([accepted]);
   select({ id: accepted.id, seed: accepted.request.seed });
-  follow();
+  tick();
   return accepted;
 }
 
