@@ -1,5 +1,8 @@
 """The engine with a real pipeline."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ class Watcher:
 
     def __init__(self, patience: int) -> None:
         self.steps, self._patience = 0, patience
+        self.previews: list[tuple[int, int, RawImage]] = []
 
     def step(self, done: int, of: int) -> None:
         """Count, and lose patience."""
@@ -26,8 +30,9 @@ class Watcher:
         if done == self._patience:
             raise Cancelled
 
-    def preview(self, index: int, image: RawImage) -> None:
-        """Not looked at."""
+    def preview(self, index: int, picture: int, image: RawImage) -> None:
+        """Keep it."""
+        self.previews.append((index, picture, image))
 
 
 @pytest.fixture
@@ -56,6 +61,34 @@ def test_cancel_ends_the_drawing_at_a_step(engine: PipelineEngine) -> None:
     with pytest.raises(Cancelled):
         engine.draw(task(), watcher)
     assert watcher.steps == 1
+
+
+def test_previews_become_the_pictures(engine: PipelineEngine) -> None:
+    """Each picture of a task is shown as often as asked, the later the more like the finished one."""
+    request = replace(REQUEST, width=256, height=256, num_inference_steps=12, num_images=2)
+    watcher = Watcher(99)
+    asked = Task("job", 1, DEMO, tuple(request.pictures(DEMO.variant)), previews=3)
+    drawn = engine.draw(asked, watcher).images
+    assert [(index, picture) for index, picture, _ in watcher.previews] == [
+        (index, picture) for index in range(3) for picture in range(2)
+    ]
+    for number in range(2):
+        finished = _small(drawn[number])
+        shown = [_array(image) for _, picture, image in watcher.previews if picture == number]
+        likeness = [float(np.corrcoef(one.ravel(), finished.ravel())[0, 1]) for one in shown]
+        assert likeness == sorted(likeness)
+        assert likeness[-1] > 0.95
+        stranger = _small(drawn[1 - number])
+        assert likeness[-1] > np.corrcoef(shown[-1].ravel(), stranger.ravel())[0, 1]
+
+
+def _array(raw: RawImage) -> np.ndarray:
+    return np.frombuffer(raw.rgb, dtype=np.uint8).reshape(raw.height, raw.width, 3)
+
+
+def _small(raw: RawImage) -> np.ndarray:
+    """As a preview is: one pixel for 8 x 8."""
+    return _array(raw).reshape(raw.height // 8, 8, raw.width // 8, 8, 3).mean((1, 3))
 
 
 def test_no_room_is_told_in_words(engine: PipelineEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,12 @@ class Attendant:
             case Stepped(done, of):
                 live.progress = (done, of)
                 live.events.append("progress", {"done": done, "of": of})
-            case Preview(index, image):
+            case Preview(index, picture, image):
                 encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)
-                live.events.append("preview", {"index": index, "b64_json": encoded})
+                size = {"width": image.width, "height": image.height}
+                live.events.append(
+                    "preview", {"index": index, "picture": picture, **size, "b64_json": encoded}
+                )
 
     def _change(self, live: LiveJob, state: State) -> None:
         if not live.is_ending:

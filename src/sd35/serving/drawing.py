@@ -12,9 +12,10 @@ import torch
 from sd35.errors import DeviceError
 from sd35.runtime import facts
 from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.previews import Previews
 from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.settings import Model
-from sd35.serving.worker import Listener, OutOfMemoryError
+from sd35.serving.worker import Listener, OutOfMemoryError, preview_steps
 
 Load = Callable[[Model], Pipeline]
 
@@ -47,7 +48,7 @@ class PipelineEngine:
         if on_card:
             torch.cuda.reset_peak_memory_stats(pipeline.device)
         try:
-            generation = pipeline.draw(task.pictures, listener.step)
+            generation = pipeline.draw(task.pictures, listener.step, _previews(task, listener))
         except torch.OutOfMemoryError as error:
             _free()
             raise OutOfMemoryError(_no_room(task)) from error
@@ -59,6 +60,19 @@ class PipelineEngine:
         )
         peak = facts.peak_memory_bytes(pipeline.device) if on_card else None
         return Drawing(images, generation.seconds, peak)
+
+
+def _previews(task: Task, listener: Listener) -> Previews | None:
+    if not task.previews:
+        return None
+    due = preview_steps(task.previews, task.pictures[0].settings.num_inference_steps)
+
+    def show(done: int, pictures: torch.Tensor) -> None:
+        for number, picture in enumerate(pictures):
+            height, width, _ = picture.shape
+            listener.preview(due[done], number, RawImage(width, height, picture.numpy().tobytes()))
+
+    return Previews(frozenset(due), show)
 
 
 def _no_room(task: Task) -> str:

@@ -67,9 +67,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Preview:
-    """An unfinished picture: the `index`th of those that were asked for."""
+    """The `index`th unfinished state of the task's `picture`th picture, both counted from 0."""
 
     index: int
+    picture: int
     image: RawImage
 
 

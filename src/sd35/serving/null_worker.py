@@ -9,7 +9,7 @@ import sys
 from sd35.request import Picture
 from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.settings import Model
-from sd35.serving.worker import Listener, connection_from, serve_tasks
+from sd35.serving.worker import Listener, connection_from, preview_steps, serve_tasks
 
 
 class NullEngine:
@@ -22,17 +22,13 @@ class NullEngine:
     def draw(self, task: Task, listener: Listener) -> Drawing:
         """As many steps as were asked for, none of which does anything."""
         steps = task.pictures[0].settings.num_inference_steps
+        due = preview_steps(task.previews, steps)
         for done in range(1, steps + 1):
             listener.step(done, steps)
-            for index in range(task.previews):
-                if done == preview_step(index, task.previews, steps):
-                    listener.preview(index, flat(task.pictures[0]))
+            if done in due:
+                for number, picture in enumerate(task.pictures):
+                    listener.preview(due[done], number, flat(picture))
         return Drawing(tuple(flat(picture) for picture in task.pictures), {"denoise": 0.0})
-
-
-def preview_step(index: int, previews: int, steps: int) -> int:
-    """After which step the `index`th of so many previews is due: evenly spread, none at the end."""
-    return (index + 1) * steps // (previews + 1)
 
 
 def flat(picture: Picture) -> RawImage:

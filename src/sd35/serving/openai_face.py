@@ -169,7 +169,7 @@ async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIte
     """Unfinished pictures as they come, then each finished one; a failure is an event like any other."""
     async with Watch(gateway.service, live):
         async for event in live.events.after(0):
-            if event.name == "preview":
+            if event.name == "preview" and event.data["picture"] == 0:
                 yield _partial(live, event, body)
         try:
             await outcome(live)
@@ -187,6 +187,7 @@ def _partial(live: LiveJob, event: Event, body: ImagesBody) -> str:
         "partial_image_index": event.data["index"],
         "created_at": event.id // 1_000_000,
         **_facts(live.job.spec, body),
+        "size": f"{event.data['width']}x{event.data['height']}",
     }
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 

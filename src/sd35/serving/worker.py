@@ -55,8 +55,8 @@ class Listener(Protocol):
     def step(self, done: int, of: int) -> None:
         """`done` of `of` steps are over."""
 
-    def preview(self, index: int, image: RawImage) -> None:
-        """An unfinished picture."""
+    def preview(self, index: int, picture: int, image: RawImage) -> None:
+        """The `index`th unfinished state of the task's `picture`th picture."""
 
 
 class Engine(Protocol):
@@ -93,6 +93,12 @@ def serve_tasks(engine: Engine, connection: Connection) -> None:
         except Exception as error:
             post.send(Died(f"{type(error).__name__}: {error}"))
             raise
+
+
+def preview_steps(previews: int, steps: int) -> dict[int, int]:
+    """Step -> the number of the preview that is due after it: evenly spread, none at the start or the end."""
+    due = {(index + 1) * steps // (previews + 1): index for index in range(previews)}
+    return {step: index for step, index in due.items() if 0 < step < steps}
 
 
 def connection_from(argument: str) -> Connection:
@@ -137,8 +143,8 @@ class _TaskListener:
             self._unwanted.discard(self._name)
             raise Cancelled
 
-    def preview(self, index: int, image: RawImage) -> None:
-        self._post.send(Preview(index, image))
+    def preview(self, index: int, picture: int, image: RawImage) -> None:
+        self._post.send(Preview(index, picture, image))
 
 
 def _read(connection: Connection, inbox: "queue.SimpleQueue[Task]", unwanted: set[tuple[str, int]]) -> None:
