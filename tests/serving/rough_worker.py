@@ -28,7 +28,8 @@ class RoughEngine(NullEngine):
                 for done in range(1, steps):
                     listener.step(done, steps)
                     if done <= task.previews:
-                        listener.preview(done - 1, flat(task.pictures[0]))
+                        for number, picture in enumerate(task.pictures):
+                            listener.preview(done - 1, number, flat(picture))
                     threading.Event().wait(0.02)
             case ["die", "once", file]:
                 if not Path(file).exists():

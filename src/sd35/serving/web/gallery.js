@@ -97,7 +97,7 @@ function progress(id) {
 
 function showProgress(item, job) {
   const { done, of } = job.progress;
-  const preview = state.live.get(job.id)?.preview;
+  const preview = state.live.get(job.id)?.previews.get(0);
   const picture = item.querySelector("img");
   picture.hidden = !preview;
   if (preview && picture.src !== preview) picture.src = preview;

@@ -147,15 +147,15 @@ function take(id, event) {
   lastEvent.set(id, event.id);
   const one = job(id);
   if (!one || isFinal(one)) return;
-  const live = state.live.get(id) ?? { preview: null, clock: null };
+  const live = state.live.get(id) ?? { previews: new Map(), clock: null };
   state.live.set(id, live);
-  if (event.name === "preview") live.preview = `data:${mediaType(event.data.b64_json)};base64,${event.data.b64_json}`;
+  if (event.name === "preview") live.previews.set(event.data.picture, asAddress(event.data.b64_json));
   if (event.name === "progress") {
     one.progress = event.data;
     live.clock ??= { at: performance.now(), done: event.data.done };
   }
   if (event.name === "state") {
-    if (event.data.state === "queued") Object.assign(live, { preview: null, clock: null });
+    if (event.data.state === "queued") Object.assign(live, { previews: new Map(), clock: null });
     if (isFinal(event.data)) return; // the whole job follows when the stream ends
     one.state = event.data.state;
     tell("jobs");
@@ -169,7 +169,10 @@ function forgetEvents(id) {
 }
 
 /** Pictures say themselves what they are, by their first bytes in base64. */
-const mediaType = (text) => (text.startsWith("/9j/") ? "image/jpeg" : text.startsWith("UklG") ? "image/webp" : "image/png");
+function asAddress(base64) {
+  const type = base64.startsWith("/9j/") ? "jpeg" : base64.startsWith("UklG") ? "webp" : "png";
+  return `data:image/${type};base64,${base64}`;
+}
 
 /** Once again where the network, and not the server, said no. */
 async function onceMore(work) {

@@ -10,6 +10,7 @@ import { compareWith, isFinal, on, pictures, resolve, select, state } from "./st
 import { copy, onTrouble, troubleCard, waysOut } from "./words.js";
 
 const ENLARGED = 2; // times its own size; a small picture shown larger is only a blur
+const CELLS = 4; // previews on the stage at once
 const SURE_MS = 4000;
 const NOT_DRAWING = new Set(["queue", "load", "save"]);
 
@@ -90,7 +91,9 @@ function retry(job, once) {
 // ---- a picture being drawn
 
 function work(job) {
-  const frame = h("div", { class: "frame is-working" }, h("img", { alt: t("preview"), hidden: true }), h("span", { class: "breath" }));
+  const cells = Array.from({ length: Math.min(job.request.n, CELLS) }, () => h("span", { class: "cell" }, h("img", { alt: t("preview"), hidden: true })));
+  const frame = h("div", { class: "frame is-working" }, cells, h("span", { class: "breath" }));
+  frame.dataset.cells = cells.length;
   fit(frame, job.request);
   const bar = h("div", { class: "steps", role: "progressbar", "aria-label": t("progress"), "aria-valuemin": 0, "aria-valuemax": 100 }, h("span", {}));
   return h("figure", { class: "figure" },
@@ -111,10 +114,11 @@ function progress(id) {
   bar.firstChild.style.width = of ? `${(100 * done) / of}%` : "";
   if (isDrawing) bar.setAttribute("aria-valuenow", Math.round((100 * done) / of));
   else bar.removeAttribute("aria-valuenow");
-  const preview = state.live.get(id)?.preview;
-  const image = stage.querySelector(".is-working img");
-  image.hidden = !preview;
-  if (preview && image.src !== preview) image.src = preview;
+  stage.querySelectorAll(".cell img").forEach((image, number) => {
+    const preview = state.live.get(id)?.previews.get(number);
+    image.hidden = !preview;
+    if (preview && image.src !== preview) image.src = preview;
+  });
   stage.querySelector(".status").textContent = status(job);
 }
 

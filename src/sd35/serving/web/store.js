@@ -8,7 +8,7 @@ export const state = {
   models: [], // GET models
   stats: null, // GET stats
   jobs: new Map(), // id -> the job as the server tells it
-  live: new Map(), // id -> {preview, clock}: what only its events tell
+  live: new Map(), // id -> {previews, clock}: what only its events tell
   found: null, // ids that the search found; null: no search
   next: null, // cursor of the following page
   selection: null, // {id, seed}: what the stage shows
