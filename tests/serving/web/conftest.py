@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Served, servers
+from serving.conftest import Served, servers
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 DESKTOP = {"width": 1440, "height": 900}
 
@@ -23,7 +22,7 @@ PATIENCE_S = 60.0
 
 
 def until(page: Any, expression: str, arg: Any = None) -> None:
-    """Wait until JavaScript says yes; playwright's own wait needs `eval` in the page, which the policy forbids."""
+    """Wait until JavaScript says yes; playwright's own wait evals in the page, which the policy forbids."""
     deadline = time.monotonic() + PATIENCE_S
     while not page.evaluate(expression, arg):
         assert time.monotonic() < deadline, f"never true: {expression}"
@@ -63,6 +62,7 @@ def browser() -> Iterator[Any]:
     """Chromium without a window."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium

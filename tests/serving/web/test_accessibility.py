@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Served
+from serving.conftest import Served
+
 from .conftest import Visitor, until
 from .test_living_with_it import PHONE, ask, stop_all
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sd35 import png
+from serving.conftest import Served
 
-from ..conftest import Served
 from .conftest import Visitor, until
 
 pytestmark = pytest.mark.server
@@ -58,7 +58,7 @@ def png_bytes(served: Served, job: dict[str, Any], index: int = 0) -> bytes:
 
 
 def test_from_an_example_to_a_file(drawing: Served, visit: Visitor, tmp_path: Path) -> None:
-    """Choose an example, watch the steps, see picture, seconds and seed, download the file that was stored."""
+    """Choose an example, watch the steps, see picture, seconds and seed, download the stored file."""
     page = visit(drawing.url)
     page.click(".welcome li:first-child button")
     assert page.input_value("#prompt") == "a red apple, glossy style, on a blue background"

@@ -1,4 +1,4 @@
-"""What happens around a drawing: cancel, reload, several at once, errors, keys, keyboard, languages, phones."""
+"""Around a drawing: cancel, reload, several at once, errors, keys, keyboard, languages, phones."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ..conftest import Served
-from ..test_gallery import new_key
+from serving.conftest import Served
+from serving.test_gallery import new_key
+
 from .conftest import Visitor, until
 
 pytestmark = pytest.mark.server
@@ -164,7 +165,11 @@ def test_delete_takes_two_presses(obeying: Served, visit: Visitor) -> None:
     page = visit(obeying.url)
     for prompt in ("a first fox", "a second fox"):
         ask(page, prompt)
-        until(page, "words => document.querySelector('.stage figcaption .caption')?.textContent === words", prompt)
+        until(
+            page,
+            "words => document.querySelector('.stage figcaption .caption')?.textContent === words",
+            prompt,
+        )
         page.wait_for_selector(".stage .actions")
     address = page.get_attribute(".stage .frame img", "src")
     page.click(".is-grave")
@@ -229,7 +234,9 @@ def test_everything_is_reached_by_keyboard(obeying: Served, visit: Visitor) -> N
     order = []
     for _ in range(5):
         page.keyboard.press("Tab")
-        order.append(page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()"))
+        order.append(
+            page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()")
+        )
     assert order[:4] == ["shapes", "counts", "qualities", "Advanced"]
     page.focus("#shapes input:checked")
     page.keyboard.press("ArrowRight")
@@ -277,7 +284,9 @@ def test_the_page_fits_a_phone(obeying: Served, visit: Visitor) -> None:
     stop_all(obeying)
 
 
-def test_colours_follow_the_system_until_one_is_chosen(obeying: Served, visit: Visitor, tmp_path: Path) -> None:
+def test_colours_follow_the_system_until_one_is_chosen(
+    obeying: Served, visit: Visitor, tmp_path: Path
+) -> None:
     """Dark systems get a dark page; the button fixes light and dark, from the first paint on."""
     page = visit(obeying.url, color_scheme="dark")
     assert brightness(page, tmp_path) < 60

@@ -1,4 +1,4 @@
-"""The pictures of the page in the docs; made only when asked: SD35_SCREENSHOTS=docs/images pytest -m server …"""
+"""The pictures of the page in the docs, made only when SD35_SCREENSHOTS says where to."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ..conftest import Served
+from serving.conftest import Served
+
 from .conftest import Visitor, until
 from .test_living_with_it import PHONE, ask
 
@@ -33,7 +34,7 @@ def test_pictures_for_the_docs(drawing: Served, visit: Visitor) -> None:
     """Gallery in the light, drawing in the dark, Chinese on a phone: under 400 kB together."""
     for seed, (prompt, width, height) in enumerate(GALLERY, 40):
         drawing.end(drawing.post(prompt=prompt, width=width, height=height, seed=seed)["id"])
-    page = visit(drawing.url, viewport={"width": 1180, "height": 760})
+    page = visit(drawing.url, viewport={"width": 1280, "height": 920})
     ask(page, "a red apple, glossy style, on a blue background")
     until(page, "document.querySelector('.stage .frame img')?.naturalWidth === 256")
     page.mouse.move(0, 0)
@@ -51,8 +52,10 @@ def test_pictures_for_the_docs(drawing: Served, visit: Visitor) -> None:
 
 
 def shoot(page: Any, name: str) -> None:
-    """The window as a PNG."""
+    """The window as a PNG of 256 colours, spread finely."""
     path = Path(FOLDER) / f"{name}.png"
     page.wait_for_timeout(700)  # what fades has faded
     page.screenshot(path=path)
-    Image.open(path).convert("RGB").save(path, optimize=True)
+    image = Image.open(path).convert("RGB")
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4)
+    image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
