@@ -60,6 +60,8 @@ def policy(gateway: Gateway) -> str:
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",  # nothing turns text into markup
+            "trusted-types 'none'",
         )
     )
 

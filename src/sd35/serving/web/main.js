@@ -90,6 +90,13 @@ function startTools() {
   drawTools();
 }
 
+/** A menu closes when something else is meant. */
+function startMenus() {
+  const close = (but) => document.querySelectorAll("details.menu[open]").forEach((menu) => menu !== but && menu.removeAttribute("open"));
+  document.addEventListener("click", (event) => close(event.target.closest("details.menu")));
+  document.addEventListener("keydown", (event) => event.key === "Escape" && close(null));
+}
+
 const otherLanguage = () => Object.keys(LANGUAGES).find((tag) => tag !== language);
 
 function drawTools() {
@@ -161,6 +168,7 @@ await speak(preferred());
 setTroubleHandler((problem, again) => (problem.code === "unauthorized" ? askForKey() : showTrouble(problem, again)));
 startTools();
 startKeyDialog();
+startMenus();
 startDropping();
 startLightbox();
 await enter();
