@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error
-from sd35.serving import native, openai_face
+from sd35.serving import native, openai_face, operations
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import Problem, ServiceError
@@ -32,13 +32,16 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
+        gateway.chores.start()
         yield
+        await gateway.chores.stop()
         await gateway.service.stop()
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
     app.include_router(native.router)
     app.include_router(openai_face.router)
+    app.include_router(operations.router)
     for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
         app.add_api_route(path, route, methods=["GET"], response_model=None)
     app.add_middleware(HeadAsGet)

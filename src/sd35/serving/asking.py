@@ -38,6 +38,7 @@ class Ask:
     previews: int = 0
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
+    face: str = "native"
 
 
 def make_job(
@@ -59,6 +60,7 @@ def make_job(
         key_id=caller.key_id,
         priority=ask.priority,
         body_hash=body_hash(asdict(ask)),
+        face=ask.face,
         deadline_at=deadline,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from sd35.errors import AccessError
+from sd35.serving.chores import Chores
 from sd35.serving.folder import SignedUrls
 from sd35.serving.jobs import JobError, JobImage, State
 from sd35.serving.keys import Caller, KeyStore
@@ -14,6 +15,7 @@ from sd35.serving.problems import Problem, ServiceError, problem_named
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.store import Store
 
 ABANDONED_S = 10.0  # a client that retries is back by then
 
@@ -27,6 +29,8 @@ class Gateway:
     policy: PromptPolicy
     keys: KeyStore
     urls: SignedUrls
+    store: Store
+    chores: Chores
 
 
 def gateway_of(request: Request) -> Gateway:

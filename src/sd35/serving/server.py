@@ -17,8 +17,10 @@ import uvicorn
 
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
+from sd35.serving.chores import Chores
 from sd35.serving.gateway import Gateway
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
+from sd35.serving.retention import Retention, Terms
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
@@ -38,13 +40,15 @@ def serve(
 
     UnavailableError where folder, database or port can't be had.
     """
-    folder = Path(settings.data_dir).expanduser()
+    folder, terms = Path(settings.data_dir).expanduser(), Terms.of(settings)
     with data_folder(folder), bound(settings) as listening:
         keys, urls = open_keys(settings, folder), signed_urls(folder)
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
-        service = JobService(settings, open_store(settings, folder), place, worker_command, check)
-        gateway = Gateway(settings, service, policy, keys, urls)
+        store = open_store(settings, folder)
+        service = JobService(settings, store, place, worker_command, check)
+        chores = Chores([Retention(terms, place, store).run])
+        gateway = Gateway(settings, service, policy, keys, urls, store, chores)
         _run(gateway, listening, announce)
 
 

@@ -21,19 +21,20 @@ from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant
 from sd35.serving.fair_queue import FairQueue
+from sd35.serving.happenings import Began, Ended, Happening, Observers, StoreTried
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
 from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.quotas import hold_to_quotas
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
 from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
-DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,10 @@ class JobService:
         storage: Storage,
         worker_command: Sequence[str],
         check: OutputCheck | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.settings, self.storage, self._store = settings, storage, store
-        self.check = check
+        self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
         self.attendant = Attendant(settings, worker_command, self)
@@ -113,11 +115,12 @@ class JobService:
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
         self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
-        await self._hold_to_quotas(job, caller)
         self._reserved += 1
         try:
+            await hold_to_quotas(self._store, job, caller)
             accepted = await asyncio.wrap_future(self._store.accept(job))
         except SQLAlchemyError as error:
+            self.tell(StoreTried("database", str(error)))
             raise database_failed(error) from error
         finally:
             self._reserved -= 1
@@ -126,23 +129,6 @@ class JobService:
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
         self._enqueue(live)
         return live
-
-    async def _hold_to_quotas(self, job: Job, caller: Caller) -> None:
-        """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
-        quotas = caller.quotas
-        limits = (quotas.images_per_day, quotas.megapixel_steps_per_day)
-        if caller.key_id is None or limits == (None, None):
-            return
-        used = await self.read(self._store.asked_since, caller.key_id, time.time() - DAY_S)
-        asked = (job.spec.n, job.spec.cost)
-        rows = zip(("pictures", "megapixel-steps"), limits, used, asked, strict=True)
-        for what, limit, before, more in rows:
-            if limit is not None and before + more > limit:
-                raise ServiceError(
-                    Problem.QUOTA_EXCEEDED,
-                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: "
-                    f"{more:g} more would be too many, so ask for less or later.",
-                )
 
     async def find(self, job_id: str, caller: Caller) -> LiveJob:
         """The caller's own job; not_found for strangers' as well."""
@@ -208,8 +194,14 @@ class JobService:
         job = live.job
         job.token, job.started_at = job.token + 1, time.time()
         job.seconds["queue"] = job.started_at - job.created_at
+        job.worker = worker
         live.change(State.RUNNING)
+        self.tell(Began(job, worker))
         self._store.start(job, worker).add_done_callback(_log_failure)
+
+    def tell(self, happening: Happening) -> None:
+        """Tell whoever observes."""
+        self._observers.tell(happening)
 
     async def give_back(self, live: LiveJob, outcome: str) -> None:
         """Back to the head of the queue."""
@@ -220,6 +212,7 @@ class JobService:
 
     def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
         """Store the pictures while the worker goes on."""
+        live.job.checkpoint_sha256, live.job.precision = loaded.identity, loaded.precision
         live.change(State.SAVING)
         self.spawn(self._save(live, drawing, loaded))
 
@@ -233,6 +226,7 @@ class JobService:
         live.job = ended
         self.ended[state.value] += 1
         live.tell()
+        self.tell(Ended(ended))
         self._remember(ended.id)
 
     # ---- inside
@@ -248,12 +242,14 @@ class JobService:
             await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
             return
         except Sd35Error as error:
+            self.tell(StoreTried("storage", str(error)))
             await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
             return
         if live.is_ending:  # cancelled in the meantime: nobody will ask for these
             for image in images:
                 await asyncio.to_thread(self.storage.delete, image.name)
             return
+        self.tell(StoreTried("storage", None))
         seconds = {**job.seconds, **drawing.seconds, "save": time.monotonic() - begin}
         await self.finish(
             live, State.SUCCEEDED, images=images, seconds=seconds, peak_vram_bytes=drawing.peak_vram_bytes
@@ -264,8 +260,10 @@ class JobService:
         while True:
             try:
                 await asyncio.wrap_future(self._store.end_attempt(job, outcome, time.time()))
+                self.tell(StoreTried("database", None))
                 return
             except SQLAlchemyError as error:
+                self.tell(StoreTried("database", str(error)))
                 log.error("job %s can't be written yet: %s", job.id, error)
                 await asyncio.sleep(DATABASE_PAUSE_S)
 

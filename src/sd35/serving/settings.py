@@ -70,6 +70,8 @@ class ServerSettings:
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
     load_s: float = _setting(1800.0, "seconds that loading a model may take")
     drain_s: float = _setting(25.0, "seconds that a running job gets when the server is asked to stop")
+    keep_pictures: str = _setting("", "an age, a size or both, such as 30d,200GB; default: for ever")
+    keep_records: str = _setting("", "an age of a day or more, such as 90d; default: for ever")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 
     def __post_init__(self) -> None:
