@@ -85,6 +85,7 @@ def _judge(ask: Ask, caller: Caller, policy: PromptPolicy) -> None:
                 Problem.PROMPT_BLOCKED,
                 f"The prompt is not allowed here (list {verdict.list_name!r}): change its words.",
                 param="prompt",
+                filter_list=verdict.list_name,
             )
 
 

@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from sd35.serving import happenings
 from sd35.serving.fair_queue import FairQueue
+from sd35.serving.happenings import Drew, Happening, ModelLoaded, WorkerLost
 from sd35.serving.jobs import JobError, State
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import (
@@ -46,6 +48,9 @@ class Books(Protocol):
 
     async def next_job(self) -> LiveJob:
         """The next job, once there is one and the server takes on work."""
+
+    def tell(self, happening: Happening) -> None:
+        """Tell whoever observes."""
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """An attempt begins."""
@@ -113,10 +118,14 @@ class Attendant:
         worker.send(task)
         ending = await self._listen(worker, live)
         if isinstance(ending, Died):
+            self._books.tell(WorkerLost(worker.name, ending.kind, ending.reason))
             await self._bury(live, ending)
             return
         self._deaths_in_a_row = 0
         if isinstance(ending, Drawing) and not live.is_ending:
+            self._books.tell(
+                Drew(worker.name, len(ending.images), ending.free_vram_bytes, ending.total_vram_bytes)
+            )
             self._books.queue.rate.finished(live.job.spec.cost, time.monotonic() - begin)
             assert self._loaded is not None, "a worker loads before it draws"
             self._books.keep(live, ending, self._loaded)
@@ -147,7 +156,8 @@ class Attendant:
             try:
                 message = await asyncio.wait_for(worker.inbox.get(), self._settings.silence_s)
             except TimeoutError:
-                return await self._replace(worker, f"no sign of life for {self._settings.silence_s:g} s")
+                reason = f"no sign of life for {self._settings.silence_s:g} s"
+                return await self._replace(worker, "silent", reason)
             if isinstance(message, Drawing | Stopped | Refused | Died):
                 self.loading_since = None
                 return message
@@ -156,7 +166,7 @@ class Attendant:
                 patience = self._settings.load_s if isinstance(message, Loading) else self._settings.step_s
                 await self._pass_on(message, live)
             elif time.monotonic() - last_news > patience:
-                return await self._replace(worker, f"no progress for {patience:g} s")
+                return await self._replace(worker, "stalled", f"no progress for {patience:g} s")
 
     async def _pass_on(self, message: FromWorker, live: LiveJob) -> None:
         match message:
@@ -166,9 +176,11 @@ class Attendant:
             case Loaded():
                 self._loaded, self.held, self.loading_since = message, live.model, None
                 live.job.seconds["load"] = message.seconds
+                self._books.tell(ModelLoaded(live.model.name, message.seconds))
                 self._change(live, State.RUNNING)
             case Stepped(done, of):
                 live.progress = (done, of)
+                self._books.tell(happenings.Stepped(live.job.spec.n))
                 live.events.append("progress", {"done": done, "of": of})
             case Preview(index, image):
                 encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)
@@ -178,11 +190,11 @@ class Attendant:
         if not live.is_ending:
             live.change(state)
 
-    async def _replace(self, worker: WorkerProcess, reason: str) -> Died:
+    async def _replace(self, worker: WorkerProcess, kind: str, reason: str) -> Died:
         worker.kill()
         await worker.gone()
         self.loading_since = None
-        return Died(reason)
+        return Died(reason, kind)
 
     async def _bury(self, live: LiveJob, ending: Died) -> None:
         self._deaths_in_a_row += 1

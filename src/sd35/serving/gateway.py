@@ -2,8 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from sd35.errors import AccessError
 from sd35.serving.chores import Chores
@@ -11,6 +12,7 @@ from sd35.serving.folder import SignedUrls
 from sd35.serving.jobs import JobError, JobImage, State
 from sd35.serving.keys import Caller, KeyStore
 from sd35.serving.live import LiveJob
+from sd35.serving.metrics import Metrics
 from sd35.serving.problems import Problem, ServiceError, problem_named
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
@@ -30,6 +32,7 @@ class Gateway:
     keys: KeyStore
     urls: SignedUrls
     store: Store
+    metrics: Metrics
     chores: Chores
 
 
@@ -53,6 +56,9 @@ def caller_of(request: Request) -> Caller:
     except AccessError as error:
         raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     return caller
+
+
+Known = Annotated[Caller, Depends(caller_of)]
 
 
 def link(request: Request, image: JobImage) -> str:

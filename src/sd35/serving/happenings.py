@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from sd35.serving.jobs import Job
 
+FACES = ("native", "openai")
+PLACES = ("database", "storage")
+LOST = ("crashed", "killed", "silent", "stalled")  # how a worker ends
+ABNORMAL = ("not_finite", "black", "flat", "saturated", "noise", "identical")  # what a picture can be
+
 log = logging.getLogger(__name__)
 
 

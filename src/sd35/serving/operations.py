@@ -14,14 +14,12 @@ from fastapi.responses import StreamingResponse
 from sd35.errors import RequestError
 from sd35.serving import records
 from sd35.serving.cursors import cursor_after, read_cursor
-from sd35.serving.gateway import caller_of, gateway_of
+from sd35.serving.gateway import Known, gateway_of
 from sd35.serving.jobs import State
-from sd35.serving.keys import Caller
 from sd35.serving.problems import Problem, ServiceError, of_request
 from sd35.serving.records import Format, Which
 
 MEDIA_TYPES = {"jsonl": "application/jsonl", "json": "application/json", "csv": "text/csv"}
-Known = Annotated[Caller, Depends(caller_of)]
 
 router = APIRouter(prefix="/api/v1")
 

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +20,9 @@ from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
 from sd35.serving.chores import Chores
 from sd35.serving.gateway import Gateway
+from sd35.serving.gauges import read_gauges
+from sd35.serving.happenings import Observers
+from sd35.serving.metrics import Metrics
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
 from sd35.serving.retention import Retention, Terms
 from sd35.serving.service import JobService
@@ -46,9 +50,12 @@ def serve(
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
         store = open_store(settings, folder)
-        service = JobService(settings, store, place, worker_command, check)
+        observers = Observers()
+        service = JobService(settings, store, place, worker_command, check, observers)
+        metrics = Metrics(partial(read_gauges, service))
+        observers.add(metrics.observe)
         chores = Chores([Retention(terms, place, store).run])
-        gateway = Gateway(settings, service, policy, keys, urls, store, chores)
+        gateway = Gateway(settings, service, policy, keys, urls, store, metrics, chores)
         _run(gateway, listening, announce)
 
 
