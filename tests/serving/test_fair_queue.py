@@ -99,7 +99,7 @@ def test_retry_after_follows_the_measured_rate() -> None:
 
 
 def test_the_longest_wait_is_known() -> None:
-    """Whatever the order in which jobs will be taken, the oldest one's time is told; none of an empty queue."""
+    """Whatever the order in which jobs will be taken, it is the oldest one's; an empty queue has none."""
     queue = FairQueue(100, 100)
     assert queue.oldest_at() is None
     for at, priority in ((20.0, Priority.HIGH), (10.0, Priority.LOW), (30.0, Priority.NORMAL)):

@@ -35,9 +35,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
-        gateway.chores.start()
+        gateway.watch.chores.start()
         yield
-        await gateway.chores.stop()
+        await gateway.watch.chores.stop()
         await gateway.service.stop()
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
@@ -76,7 +76,7 @@ async def readyz(request: Request) -> JSONResponse:
 
 async def metrics(request: Request, caller: Known) -> Response:
     """What Prometheus scrapes."""
-    content = gateway_of(request).metrics.text()
+    content = gateway_of(request).watch.metrics.text()
     return Response(content, media_type=METRICS_TYPE)
 
 

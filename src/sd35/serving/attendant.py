@@ -8,10 +8,10 @@ fault, and it fails. What a dead *server* had in hand is nobody's fault.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
 from sd35.serving import happenings
+from sd35.serving.breaker import Breaker, Commands
 from sd35.serving.fair_queue import FairQueue
 from sd35.serving.happenings import Drew, Happening, ModelLoaded, WorkerLost
 from sd35.serving.jobs import JobError, State
@@ -58,7 +58,7 @@ class Books(Protocol):
     async def give_back(self, live: LiveJob, outcome: str) -> None:
         """The attempt came to nothing: the job goes to the head of the queue."""
 
-    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         """Store the pictures and end the job, beside whatever comes next."""
 
     async def finish(self, live: LiveJob, state: State, error: JobError | None = None) -> None:
@@ -68,8 +68,9 @@ class Books(Protocol):
 class Attendant:
     """Keeps one worker busy; `run` goes on until it is cancelled."""
 
-    def __init__(self, settings: ServerSettings, command: Sequence[str], books: Books) -> None:
-        self._settings, self._command, self._books = settings, command, books
+    def __init__(self, settings: ServerSettings, commands: Commands, books: Books) -> None:
+        self._settings, self._command, self._books = settings, commands.worker, books
+        self.breaker = Breaker("worker", settings, commands, books.tell)
         self._worker: WorkerProcess | None = None
         self.current: LiveJob | None = None
         self.held: Model | None = None
@@ -94,6 +95,7 @@ class Attendant:
             live = await self._books.next_job()
             self.current = live
             try:
+                await self.breaker.closed(self.dismiss)
                 await self._attempt(live)
             finally:
                 self.current = None
@@ -128,7 +130,7 @@ class Attendant:
             )
             self._books.queue.rate.finished(live.job.spec.cost, time.monotonic() - begin)
             assert self._loaded is not None, "a worker loads before it draws"
-            self._books.keep(live, ending, self._loaded)
+            self._books.keep(live, ending, self._loaded, self.breaker)
         elif isinstance(ending, Refused):
             await self._books.finish(live, State.FAILED, JobError(ending.code, ending.message))
 

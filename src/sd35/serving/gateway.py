@@ -7,17 +7,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from sd35.errors import AccessError
-from sd35.serving.chores import Chores
 from sd35.serving.folder import SignedUrls
 from sd35.serving.jobs import JobError, JobImage, State
 from sd35.serving.keys import Caller, KeyStore
 from sd35.serving.live import LiveJob
-from sd35.serving.metrics import Metrics
 from sd35.serving.problems import Problem, ServiceError, problem_named
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
+from sd35.serving.watch import Watched
 
 ABANDONED_S = 10.0  # a client that retries is back by then
 
@@ -32,8 +31,7 @@ class Gateway:
     keys: KeyStore
     urls: SignedUrls
     store: Store
-    metrics: Metrics
-    chores: Chores
+    watch: Watched
 
 
 def gateway_of(request: Request) -> Gateway:

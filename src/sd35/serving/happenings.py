@@ -14,7 +14,8 @@ from sd35.serving.jobs import Job
 FACES = ("native", "openai")
 PLACES = ("database", "storage")
 LOST = ("crashed", "killed", "silent", "stalled")  # how a worker ends
-ABNORMAL = ("not_finite", "black", "flat", "saturated", "noise", "identical")  # what a picture can be
+NOT_FINITE = "not_finite"
+ABNORMAL = (NOT_FINITE, "black", "flat", "saturated", "noise", "identical")  # what a picture can be
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Drew:
-    """A worker has drawn a batch: how many pictures, and the card's memory afterwards, where there is one."""
+    """A worker has drawn so many pictures; of its card's memory, what was left at the peak, and all."""
 
     worker: str
     pictures: int
@@ -70,6 +71,16 @@ class Judged:
     job: Job
     worker: str
     reasons: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """A worker's breaker has opened over a job, and this is what was found out."""
+
+    job: Job
+    worker: str
+    is_fp8: bool  # whether FP8 is at fault
+    text: str
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,17 @@ class Ended:
 
 
 Happening = (
-    Refused | Began | ModelLoaded | Stepped | Drew | Judged | WorkerLost | StoreTried | WebhookTried | Ended
+    Refused
+    | Began
+    | ModelLoaded
+    | Stepped
+    | Drew
+    | Judged
+    | Diagnosed
+    | WorkerLost
+    | StoreTried
+    | WebhookTried
+    | Ended
 )
 Observer = Callable[[Happening], None]
 

@@ -130,6 +130,7 @@ class Job:
     peak_vram_bytes: int | None = None
     error: JobError | None = None
     face: str = "native"  # by which it came
+    webhook_url: str | None = None  # to be told of its end
     worker: str | None = None  # that drew last
     checkpoint_sha256: str | None = None  # what it was drawn with
     precision: str | None = None

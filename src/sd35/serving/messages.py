@@ -81,7 +81,7 @@ class Drawing:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_vram_bytes: int | None = None
     finite: tuple[bool, ...] = ()  # whether each picture's latents were; empty: all, or there are none
-    free_vram_bytes: int | None = None  # of the card, afterwards
+    free_vram_bytes: int | None = None  # of the card, when the task took most
     total_vram_bytes: int | None = None
 
 

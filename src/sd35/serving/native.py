@@ -54,6 +54,7 @@ class JobBody(BaseModel):
     previews: StrictInt = 0
     priority: Priority = Priority.NORMAL
     deadline_s: StrictFloat | StrictInt | None = None
+    webhook_url: StrictStr | None = None
 
 
 @router.post("/jobs", status_code=202)
@@ -171,6 +172,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
+        "webhook_url": job.webhook_url,
         "request": asdict(job.spec),
         "images": [
             {

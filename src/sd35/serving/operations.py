@@ -2,6 +2,8 @@
 
     GET /api/v1/records?since=&until=&state=&model=&key_id=&abnormal=&limit=&cursor=
     GET /api/v1/records/export?format=jsonl|json|csv       the same filters, all pages
+    GET /api/v1/alerts                 those that are up, and those of late that are over
+    GET /api/v1/webhooks/secret        what the caller checks the signatures of its webhooks with
 
 A key sees its own records; one with the scope `admin`, or anyone where there are no keys, sees all.
 """
@@ -79,3 +81,16 @@ async def export_records(
     rows = records.every(gateway_of(request).store, filtered)
     headers = {"Content-Disposition": f'attachment; filename="records.{form}"', "Cache-Control": "no-store"}
     return StreamingResponse(records.written(rows, form), media_type=MEDIA_TYPES[form], headers=headers)
+
+
+@router.get("/alerts")
+async def alerts(request: Request, caller: Known) -> dict[str, Any]:
+    """What is wrong now, and what was lately."""
+    board = gateway_of(request).watch.board
+    return {"up": [alert.view() for alert in board.up], "over": [alert.view() for alert in board.over]}
+
+
+@router.get("/webhooks/secret")
+async def webhook_secret(request: Request, caller: Known) -> dict[str, str]:
+    """The caller's own; every key has another."""
+    return {"secret": gateway_of(request).watch.signer.secret(caller.key_id)}

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from sd35.errors import RequestError
+from sd35.serving.happenings import Diagnosed, Happening
 from sd35.serving.jobs import Job, Spec, State
 from sd35.serving.store import Store, job_of
 from sd35.serving.tables import jobs
@@ -118,6 +119,17 @@ def written(records: Iterable[dict[str, Any]], form: Format) -> Iterator[str]:
             yield separator + "\n" + _json(record)
             separator = ","
         yield "[]\n" if separator == "[" else "\n]\n"
+
+
+def keep_diagnosis(store: Store, happening: Happening) -> None:
+    """Observe: what a second opinion found out about a job goes into its record."""
+    if isinstance(happening, Diagnosed):
+        job_id, text = happening.job.id, happening.text
+        store.write(
+            lambda connection: connection.execute(
+                sa.update(jobs).where(jobs.c.id == job_id).values(diagnosis=text)
+            )
+        )
 
 
 def moment(text: str) -> float:

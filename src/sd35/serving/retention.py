@@ -22,7 +22,7 @@ from sd35.serving.jobs import FINAL
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage, retire
 from sd35.serving.store import Store
-from sd35.serving.tables import attempts, jobs
+from sd35.serving.tables import attempts, jobs, webhooks
 
 SWEEP_S = 3600.0
 DAY_S = 86_400.0
@@ -134,5 +134,6 @@ def _delete(connection: sa.Connection, before: float) -> int:
     found = sa.select(jobs.c.id).where(ended).order_by(jobs.c.finished_at).limit(LARGEST_BITE)
     ids = list(connection.execute(found).scalars())
     connection.execute(sa.delete(attempts).where(attempts.c.job_id.in_(ids)))
+    connection.execute(sa.delete(webhooks).where(webhooks.c.job_id.in_(ids)))
     connection.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     return len(ids)

@@ -8,9 +8,8 @@ import asyncio
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,16 +17,17 @@ import uvicorn
 
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
-from sd35.serving.chores import Chores
+from sd35.serving.breaker import Commands
+from sd35.serving.folder import read_secret
 from sd35.serving.gateway import Gateway
-from sd35.serving.gauges import read_gauges
 from sd35.serving.happenings import Observers
-from sd35.serving.metrics import Metrics
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
-from sd35.serving.retention import Retention, Terms
+from sd35.serving.retention import Terms
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.signing import Signer
 from sd35.serving.store import Store
+from sd35.serving.watch import watched
 
 Announce = Callable[[str], None]
 
@@ -37,7 +37,7 @@ DATABASE = "jobs.sqlite3"
 
 def serve(
     settings: ServerSettings,
-    worker_command: Sequence[str],
+    commands: Commands,
     announce: Announce,
 ) -> None:
     """Serve until a signal says stop; `announce` is told where.
@@ -49,13 +49,10 @@ def serve(
         keys, urls = open_keys(settings, folder), signed_urls(folder)
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
-        store = open_store(settings, folder)
-        observers = Observers()
-        service = JobService(settings, store, place, worker_command, check, observers)
-        metrics = Metrics(partial(read_gauges, service))
-        observers.add(metrics.observe)
-        chores = Chores([Retention(terms, place, store).run])
-        gateway = Gateway(settings, service, policy, keys, urls, store, metrics, chores)
+        store, observers = open_store(settings, folder), Observers()
+        service = JobService(settings, store, place, commands, check, observers)
+        watch = watched(service, observers, terms, store, place, Signer(read_secret(folder)))
+        gateway = Gateway(settings, service, policy, keys, urls, store, watch)
         _run(gateway, listening, announce)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +20,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant
+from sd35.serving.breaker import NOT_FINITE_ERROR, Breaker, Commands
 from sd35.serving.fair_queue import FairQueue
-from sd35.serving.happenings import Began, Ended, Happening, Observers, StoreTried
+from sd35.serving.happenings import NOT_FINITE, Began, Ended, Happening, Observers, StoreTried
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import Problem, ServiceError, database_failed
 from sd35.serving.quotas import hold_to_quotas
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
@@ -47,7 +48,7 @@ class JobService:
         settings: ServerSettings,
         store: Store,
         storage: Storage,
-        worker_command: Sequence[str],
+        commands: Commands,
         check: OutputCheck | None = None,
         observers: Observers | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ class JobService:
         self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
-        self.attendant = Attendant(settings, worker_command, self)
+        self.attendant = Attendant(settings, commands, self)
         self.is_draining = False
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._lives: dict[str, LiveJob] = {}
@@ -78,7 +79,7 @@ class JobService:
 
     def is_ready(self) -> bool:
         """Whether a request would be taken and worked on."""
-        is_cared_for = self._care is not None and not self._care.done()
+        is_cared_for = self._care is not None and not self._care.done() and not self.attendant.breaker.is_open
         return is_cared_for and not self.is_draining and len(self.queue) < self.settings.max_queued
 
     async def drain(self) -> None:
@@ -210,11 +211,11 @@ class JobService:
         if not self.is_draining and not live.is_ending:
             self._enqueue(live, is_first=True)
 
-    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         """Store the pictures while the worker goes on."""
         live.job.checkpoint_sha256, live.job.precision = loaded.identity, loaded.precision
         live.change(State.SAVING)
-        self.spawn(self._save(live, drawing, loaded))
+        self.spawn(self._save(live, drawing, loaded, breaker))
 
     async def finish(self, live: LiveJob, state: State, error: JobError | None = None, **found: Any) -> None:
         """Write the end, then tell it; whoever comes first decides how a job ends."""
@@ -231,8 +232,13 @@ class JobService:
 
     # ---- inside
 
-    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         job, begin = live.job, time.monotonic()
+        wrong = set(filter(None, await breaker.look(live, drawing)))
+        job.abnormal = ",".join(sorted(wrong)) or None
+        if NOT_FINITE in wrong:
+            await self.finish(live, State.FAILED, NOT_FINITE_ERROR)
+            return
         try:
             images: list[JobImage] = await asyncio.to_thread(
                 pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
@@ -321,14 +327,6 @@ class JobService:
     def _refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
-
-
-def database_failed(error: SQLAlchemyError) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
 
 
 async def _within(seconds: float, waiting: Any) -> None:

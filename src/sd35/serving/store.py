@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from sd35.serving.jobs import FINAL, Job, JobError, JobImage, Priority, Spec, State
-from sd35.serving.tables import attempts, jobs, upgrade
+from sd35.serving.tables import attempts, jobs, upgrade, webhooks
 
 Operation = Callable[[sa.Connection], Any]
 LARGEST_GROUP = 512
@@ -64,6 +64,7 @@ class Store:
     def end_attempt(self, job: Job, outcome: str, now: float) -> "Future[bool]":
         """Close the attempt and write the job as it is now; False if a later attempt holds the lease."""
         row, token, job_id = _row(job), job.token, job.id
+        owed = _owed(job, now)
 
         def operation(connection: sa.Connection) -> bool:
             unfinished = jobs.c.state.not_in([state.value for state in FINAL])
@@ -74,6 +75,8 @@ class Store:
                 ending = {"ended_at": now, "outcome": outcome}
                 is_open = attempts.c.ended_at.is_(None)
                 connection.execute(sa.update(attempts).where(ours & is_open).values(ending))
+                if owed is not None:
+                    connection.execute(sa.insert(webhooks).values(owed))
             return is_ours
 
         return self._submit(operation)
@@ -196,6 +199,13 @@ def _accept(connection: sa.Connection, job: Job) -> Job:
             return job_of(row)
     connection.execute(sa.insert(jobs).values(_row(job)))
     return job
+
+
+def _owed(job: Job, now: float) -> dict[str, Any] | None:
+    """The webhook that the end of a job calls for."""
+    if job.webhook_url is None or not job.state.is_final:
+        return None
+    return {"job_id": job.id, "key_id": job.key_id, "url": job.webhook_url, "tries": 0, "next_at": now}
 
 
 def _row(job: Job) -> dict[str, Any]:
