@@ -34,12 +34,14 @@ def run(arguments: argparse.Namespace) -> None:
     if not settings.data_dir:
         settings = replace(settings, data_dir=str(home() / "serve"))
     try:
+        from sd35.serving import logs
         from sd35.serving.breaker import Commands
         from sd35.serving.server import serve
     except ImportError as error:
         raise LibraryError(
             f"`sd35 serve` needs {error.name}, which is not installed: pip install 'sd35-fp8[serve]'."
         ) from error
+    logs.configure(settings.log_format)
     serve(
         settings,
         Commands(_worker_command(settings), _witness_command(settings)),

@@ -16,6 +16,7 @@ from sd35.serving.fair_queue import FairQueue
 from sd35.serving.happenings import Drew, Happening, ModelLoaded, WorkerLost
 from sd35.serving.jobs import JobError, State
 from sd35.serving.live import LiveJob
+from sd35.serving.logs import about
 from sd35.serving.messages import (
     Beat,
     Cancel,
@@ -95,8 +96,9 @@ class Attendant:
             live = await self._books.next_job()
             self.current = live
             try:
-                await self.breaker.closed(self.dismiss)
-                await self._attempt(live)
+                with about(live.job.id):
+                    await self.breaker.closed(self.dismiss)
+                    await self._attempt(live)
             finally:
                 self.current = None
 

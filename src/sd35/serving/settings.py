@@ -15,6 +15,7 @@ from sd35.variants import VARIANTS, Variant
 ENVIRONMENT = "SD35_SERVE_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EngineName = Literal["sd35", "null"]
+LogFormat = Literal["plain", "json"]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ class ServerSettings:
     alert_queue_wait_s: float = _setting(300.0, "seconds that the oldest job waits before it is an alert")
     alert_restarts: int = _setting(3, "workers lost in 15 minutes that are an alert")
     alert_vram_headroom: float = _setting(0.05, "share of the card's memory below which it is an alert")
+    log_format: LogFormat = _setting("plain", "plain, or json: one object a line")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
+        if self.log_format not in get_args(LogFormat):
+            raise RequestError(f"log_format can't be {self.log_format!r}: choose one of plain, json.")
         for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s", "alert_restarts"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from sd35.serving import logs
 from sd35.serving.alert_board import Board
 from sd35.serving.alert_rules import Rules
 from sd35.serving.alert_sending import Alerts, Receivers
@@ -38,7 +39,8 @@ def watched(
     metrics, rules, board = Metrics(read), Rules(settings), Board()
     outbound = Outbound(private_ok=settings.webhook_private)
     courier = Courier(store, outbound, signer, told_of(settings, storage), observers.tell)
-    for observer in (metrics.observe, rules.observe, courier.observe, partial(keep_diagnosis, store)):
+    keep = partial(keep_diagnosis, store)
+    for observer in (metrics.observe, rules.observe, courier.observe, keep, logs.observe):
         observers.add(observer)
     alerts = Alerts(rules, board, read, Receivers.of(settings, signer))
     retention = Retention(terms, storage, store)
