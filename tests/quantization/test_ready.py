@@ -82,7 +82,7 @@ def test_second_opinion_of_16_bit_files_is_their_own() -> None:
 def test_second_opinion_of_fp8_files_multiplies_nothing_in_fp8(
     demo_fp8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their weights are restored, no product takes FP8 values, and the picture is the same but for rounding."""
+    """Their weights are restored, no product takes FP8 values; the picture is the same but for rounding."""
     in_fp8 = _pixels(load(demo_fp8, "fp8", CPU))
     monkeypatch.setattr(Fp8Linear, "_product", _never)
     restored = _pixels(load_in_16_bits(demo_fp8, CPU))

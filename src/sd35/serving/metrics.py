@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from sd35.serving.gauges import MODEL_STATES, Gauges
@@ -42,6 +50,7 @@ class Metrics:
 
     def __init__(self, read: Callable[[], Gauges]) -> None:
         self._read = read
+        disable_created_metrics()  # a second series for each counter and histogram, which nobody asks for
         self._registry = CollectorRegistry()
         self._define()
         ProcessCollector(registry=self._registry)
