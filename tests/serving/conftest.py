@@ -105,7 +105,8 @@ def servers(data_dir: Path) -> Iterator[ServerFactory]:
 
     def start(*, rough: bool = False, **flags: Any) -> Served:
         flags = {"engine": "null", "port": 0, "data_dir": data_dir, **flags}
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        named = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+        words = [name if value is True else f"{name}={value}" for name, value in named.items()]
         program = [str(ROUGH_WORKER)] if rough else ["-m", "sd35", "serve"]
         process = subprocess.Popen(
             [sys.executable, *program, *words], stdout=subprocess.PIPE, text=True, env=dict(os.environ)

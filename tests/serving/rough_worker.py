@@ -1,8 +1,12 @@
-"""A server whose worker does what prompts tell it: wait, die, fall silent. Run by `start_server(rough=True)`.
+"""A server whose worker does what prompts tell it: wait, die, fall silent, draw badly. Run by
+`start_server(rough=True)`.
 
 "slow" takes half a minute, "brief" a tenth of a second, both with previews in their first steps; "die" ends
 the process, "die once FILE" does so the first time; "stop" stops it as a debugger would; "hang" makes no
-step; "memory" finds no room; "bug" raises what nobody expects.
+step; "memory" finds no room; "bug" raises what nobody expects. "well" draws a picture that is none of these:
+"black"; "faulty", which is black unless drawn in 16 bits; "faulty once FILE", which is black in the first
+process alone; "nan", whose latents are not finite. With `--engine sd35` pictures are looked at, and the
+16-bit witness is a rough worker as well.
 """
 
 import os
@@ -11,13 +15,17 @@ import sys
 import threading
 from pathlib import Path
 
-from sd35.serving.messages import Drawing, Task
+from sd35.request import Picture
+from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.null_worker import NullEngine, flat
 from sd35.serving.worker import Listener, OutOfMemoryError, connection_from, serve_tasks
 
 
 class RoughEngine(NullEngine):
     """Obeys the prompt."""
+
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
 
     def draw(self, task: Task, listener: Listener) -> Drawing:
         """Behave, then draw."""
@@ -45,17 +53,48 @@ class RoughEngine(NullEngine):
                 raise OutOfMemoryError("The device has no room.")
             case ["bug"]:
                 raise ZeroDivisionError("a planted bug")
+            case ["well" | "black" | "faulty" | "nan", *_]:
+                listener.step(1, 1)
+                images = tuple(self._picture(picture, words) for picture in task.pictures)
+                return Drawing(images, finite=(words[0] != "nan",) * len(images))
         return super().draw(task, listener)
+
+    def _picture(self, picture: Picture, words: list[str]) -> RawImage:
+        match words:
+            case ["black", *_] | ["nan"]:
+                return black(picture)
+            case ["faulty", "once", file]:
+                is_first = not Path(file).exists() or Path(file).read_text() == str(os.getpid())
+                Path(file).write_text(str(os.getpid()) if is_first else "another")
+                return black(picture) if is_first else well(picture)
+            case ["faulty"]:
+                return well(picture) if self._precision == "16-bit" else black(picture)
+        return well(picture)
+
+
+def black(picture: Picture) -> RawImage:
+    """Nothing to see."""
+    settings = picture.settings
+    return RawImage(settings.width, settings.height, bytes(3 * settings.width * settings.height))
+
+
+def well(picture: Picture) -> RawImage:
+    """Soft stripes whose place depends on the seed."""
+    settings, shift = picture.settings, picture.seed * 37
+    row = bytes(
+        abs((x * 5 + channel * 40 + shift) % 510 - 255) for x in range(settings.width) for channel in range(3)
+    )
+    return RawImage(settings.width, settings.height, row * settings.height)
 
 
 def main() -> int:
-    """As a server, or with a pipe's number as its worker."""
-    if len(sys.argv) == 2 and sys.argv[1].isdecimal():
-        serve_tasks(RoughEngine(), connection_from(sys.argv[1]))
+    """As a server, or with a pipe's number at the end as its worker, after precision and device."""
+    if len(sys.argv) in (2, 4) and sys.argv[-1].isdecimal():
+        serve_tasks(RoughEngine(sys.argv[1]), connection_from(sys.argv[-1]))
     from sd35.cli import serve
     from sd35.cli.main import main as command
 
-    serve.NULL_WORKER = (sys.executable, __file__)
+    serve.NULL_WORKER = serve.DRAW_WORKER = (sys.executable, __file__)
     return command(["serve", *sys.argv[1:]])
 
 

@@ -6,11 +6,13 @@ when the first model is loaded, so that the worker answers before.
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sd35.serving.messages import Drawing, Task
 from sd35.serving.settings import Model
 from sd35.serving.worker import Engine, Listener, connection_from, serve_tasks
+
+Witness = Literal["16-bit"]  # the second opinion on a picture that came out wrong in FP8
 
 if TYPE_CHECKING:
     from sd35.quantization.ready import Precision
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 class LazyEngine:
     """Becomes a `PipelineEngine` with the first model."""
 
-    def __init__(self, precision: "Precision", device: str) -> None:
+    def __init__(self, precision: "Precision | Witness", device: str) -> None:
         self._precision, self._device = precision, device
         self._engine: Engine | None = None
 
@@ -39,13 +41,15 @@ class LazyEngine:
 
     def _pipeline(self, model: Model) -> "Pipeline":
         from sd35.config import RuntimeConfig
-        from sd35.quantization.ready import load
+        from sd35.quantization.ready import load, load_in_16_bits
 
         config = RuntimeConfig(device=self._device)
+        if self._precision == "16-bit":
+            return load_in_16_bits(model.checkpoint, config, model.variant.name)
         return load(model.checkpoint, self._precision, config, model.variant.name)
 
 
-def main(precision: "Precision", device: str, pipe: str) -> None:
+def main(precision: "Precision | Witness", device: str, pipe: str) -> None:
     """Serve tasks from the pipe."""
     serve_tasks(LazyEngine(precision, device), connection_from(pipe))
 

@@ -34,12 +34,19 @@ def run(arguments: argparse.Namespace) -> None:
     if not settings.data_dir:
         settings = replace(settings, data_dir=str(home() / "serve"))
     try:
+        from sd35.serving import logs
+        from sd35.serving.breaker import Commands
         from sd35.serving.server import serve
     except ImportError as error:
         raise LibraryError(
             f"`sd35 serve` needs {error.name}, which is not installed: pip install 'sd35-fp8[serve]'."
         ) from error
-    serve(settings, _worker_command(settings), lambda url: print(f"sd35 serves on {url}", flush=True))
+    logs.configure(settings.log_format)
+    serve(
+        settings,
+        Commands(_worker_command(settings), _witness_command(settings)),
+        lambda url: print(f"sd35 serves on {url}", flush=True),
+    )
 
 
 def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
@@ -48,3 +55,9 @@ def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
     if settings.precision not in ("fp8", "bf16"):
         raise RequestError(f"precision can't be {settings.precision!r}: choose one of fp8, bf16.")
     return (*DRAW_WORKER, settings.precision, settings.device)
+
+
+def _witness_command(settings: ServerSettings) -> tuple[str, ...] | None:
+    """Who draws in 16 bits what came out wrong in FP8."""
+    is_fp8 = settings.engine == "sd35" and settings.precision == "fp8"
+    return (*DRAW_WORKER, "16-bit", settings.device) if is_fp8 else None

@@ -6,6 +6,7 @@ folder gets it quantized once, by the default recipe, into a folder under SD35_H
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +17,8 @@ from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, RequestError
 from sd35.quantization.convert import quantize
 from sd35.quantization.recipe import Recipe
+from sd35.runtime.facts import components
+from sd35.runtime.linear import restore_weights
 from sd35.runtime.load import identity_of, load_pipeline
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import variant_named
@@ -46,6 +49,20 @@ def load(
     if place.is_dir():  # a folder, or one that was made of all of these
         return load_pipeline(place, config, known)
     return load_pipeline(place, config, known, beside, encoder_files)
+
+
+def load_in_16_bits(checkpoint: str | Path, config: RuntimeConfig, variant: str | None = None) -> Pipeline:
+    """Load a checkpoint to draw without any FP8 product, as a second opinion on what FP8 draws.
+
+    From 16-bit files as they are. FP8 files have lost what they have lost: their weights are restored to
+    16 bits for each product, and nothing else is rounded.
+    """
+    if not is_fp8(locate(checkpoint)):
+        return load(checkpoint, "bf16", config, variant)
+    pipeline = load(checkpoint, "fp8", replace(config, cuda_graphs=False), variant)
+    for part in components(pipeline).values():
+        restore_weights(part)
+    return pipeline
 
 
 def ready(

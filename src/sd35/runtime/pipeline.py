@@ -39,10 +39,14 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Generation:
-    """The images of one call and the seconds that its stages took (encode, denoise, decode)."""
+    """The images of one call and the seconds that its stages took (encode, denoise, decode).
+
+    `finite`: whether each image's latents were; where they were not, its pixels mean nothing.
+    """
 
     images: list[GeneratedImage]
     seconds: dict[str, float]
+    finite: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,11 @@ class Pipeline:
                 self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
             )  # fmt: skip
+            finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
         with clock("decode"), residence.stage():
             images = decode(self.vae, latents)
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
-        return Generation(drawn, clock.seconds)
+        return Generation(drawn, clock.seconds, finite)
 
     def _glimpses(self, previews: Previews | None) -> Glimpses | None:
         """Previews as the loop knows them; the colours of this VAE are found with the first."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,8 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error
-from sd35.serving import gallery, native, openai_face, page
-from sd35.serving.gateway import Gateway, gateway_of
+from sd35.serving import gallery, native, openai_face, operations, page
+from sd35.serving.gateway import Gateway, Known, gateway_of
+from sd35.serving.happenings import Refused
+from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
@@ -32,7 +35,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
+        gateway.watch.chores.start()
         yield
+        await gateway.watch.chores.stop()
         await gateway.service.stop()
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
@@ -42,7 +47,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.include_router(native.router)
     app.include_router(gallery.router)
     app.include_router(openai_face.router)
-    for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
+    app.include_router(operations.router)
+    plain: dict[str, Callable[..., Any]] = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": metrics,
+        "/files/{name}": picture,
+    }
+    for path, route in plain.items():
         app.add_api_route(path, route, methods=["GET"], response_model=None)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit)
@@ -63,6 +75,12 @@ async def readyz(request: Request) -> JSONResponse:
     """Whether a job would be taken and worked on."""
     is_ready = gateway_of(request).service.is_ready()
     return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+
+async def metrics(request: Request, caller: Known) -> Response:
+    """What Prometheus scrapes."""
+    content = gateway_of(request).watch.metrics.text()
+    return Response(content, media_type=METRICS_TYPE)
 
 
 async def picture(name: str, request: Request, expires: str = "", signature: str = "") -> Response:
@@ -144,8 +162,17 @@ def _render(path: str, error: ServiceError) -> JSONResponse:
     return openai_face.render(error) if path.startswith("/v1/") else native.render(error)
 
 
+def _tell(request: Request, error: ServiceError) -> None:
+    """A request that never became a job, or asked for one that failed, is told to the observers."""
+    if "job_id" not in error.details:  # that one is counted when it ends
+        face = "openai" if request.url.path.startswith("/v1/") else "native"
+        refused = Refused(face, error.problem.code, error.details.get("filter_list"))
+        gateway_of(request).service.tell(refused)
+
+
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    _tell(request, error)
     return _render(request.url.path, error)
 
 
@@ -156,6 +183,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     names = [str(part) for part in first["loc"][1:]]
     where = ".".join(names) or "the body"
     said = ServiceError(Problem.INVALID_REQUEST, f"{where}: {first['msg']}.", param=where)
+    _tell(request, said)
     return _render(request.url.path, said)
 
 
@@ -172,5 +200,6 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     """Whatever nobody expected; what it was is in the log only."""
     if isinstance(error, Sd35Error):
         return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
+    _tell(request, ServiceError(Problem.BUG, str(error)))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _render(request.url.path, ServiceError(Problem.BUG, "The server has a bug; its log has more."))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from sd35.errors import PromptError, RequestError
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
 from sd35.serving.keys import Caller
+from sd35.serving.outbound import refuse_hidden
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError, of_request
 from sd35.serving.seams import PromptPolicy
@@ -38,6 +39,8 @@ class Ask:
     previews: int = 0
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
+    webhook_url: str | None = None
+    face: str = "native"
 
 
 def make_job(
@@ -59,6 +62,8 @@ def make_job(
         key_id=caller.key_id,
         priority=ask.priority,
         body_hash=body_hash(asdict(ask)),
+        face=ask.face,
+        webhook_url=ask.webhook_url,
         deadline_at=deadline,
     )
 
@@ -83,6 +88,7 @@ def _judge(ask: Ask, caller: Caller, policy: PromptPolicy) -> None:
                 Problem.PROMPT_BLOCKED,
                 f"The prompt is not allowed here (list {verdict.list_name!r}): change its words.",
                 param="prompt",
+                filter_list=verdict.list_name,
             )
 
 
@@ -97,6 +103,11 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
         raise _invalid("previews", ask.previews, f"give 0 to {MAX_PREVIEWS}")
     if ask.deadline_s is not None and not 0 < ask.deadline_s <= 7 * 86_400:
         raise _invalid("deadline_s", ask.deadline_s, "give seconds above 0, a week at most")
+    if ask.webhook_url is not None:
+        try:
+            refuse_hidden(ask.webhook_url, private_ok=settings.webhook_private)
+        except RequestError as error:
+            raise ServiceError(Problem.INVALID_REQUEST, str(error), param="webhook_url") from error
 
 
 def _invalid(field: str, value: object, remedy: str) -> ServiceError:

@@ -8,12 +8,15 @@ fault, and it fails. What a dead *server* had in hand is nobody's fault.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
+from sd35.serving import happenings
+from sd35.serving.breaker import Breaker, Commands
 from sd35.serving.fair_queue import FairQueue
+from sd35.serving.happenings import Drew, Happening, ModelLoaded, WorkerLost
 from sd35.serving.jobs import JobError, State
 from sd35.serving.live import LiveJob
+from sd35.serving.logs import about
 from sd35.serving.messages import (
     Beat,
     Cancel,
@@ -47,13 +50,16 @@ class Books(Protocol):
     async def next_job(self) -> LiveJob:
         """The next job, once there is one and the server takes on work."""
 
+    def tell(self, happening: Happening) -> None:
+        """Tell whoever observes."""
+
     def begin(self, live: LiveJob, worker: str) -> None:
         """An attempt begins."""
 
     async def give_back(self, live: LiveJob, outcome: str) -> None:
         """The attempt came to nothing: the job goes to the head of the queue."""
 
-    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         """Store the pictures and end the job, beside whatever comes next."""
 
     async def finish(self, live: LiveJob, state: State, error: JobError | None = None) -> None:
@@ -63,8 +69,9 @@ class Books(Protocol):
 class Attendant:
     """Keeps one worker busy; `run` goes on until it is cancelled."""
 
-    def __init__(self, settings: ServerSettings, command: Sequence[str], books: Books) -> None:
-        self._settings, self._command, self._books = settings, command, books
+    def __init__(self, settings: ServerSettings, commands: Commands, books: Books) -> None:
+        self._settings, self._command, self._books = settings, commands.worker, books
+        self.breaker = Breaker("worker", settings, commands, books.tell)
         self._worker: WorkerProcess | None = None
         self.current: LiveJob | None = None
         self.held: Model | None = None
@@ -89,7 +96,9 @@ class Attendant:
             live = await self._books.next_job()
             self.current = live
             try:
-                await self._attempt(live)
+                with about(live.job.id):
+                    await self.breaker.closed(self.dismiss)
+                    await self._attempt(live)
             finally:
                 self.current = None
 
@@ -113,13 +122,17 @@ class Attendant:
         worker.send(task)
         ending = await self._listen(worker, live)
         if isinstance(ending, Died):
+            self._books.tell(WorkerLost(worker.name, ending.kind, ending.reason))
             await self._bury(live, ending)
             return
         self._deaths_in_a_row = 0
         if isinstance(ending, Drawing) and not live.is_ending:
+            self._books.tell(
+                Drew(worker.name, len(ending.images), ending.free_vram_bytes, ending.total_vram_bytes)
+            )
             self._books.queue.rate.finished(live.job.spec.cost, time.monotonic() - begin)
             assert self._loaded is not None, "a worker loads before it draws"
-            self._books.keep(live, ending, self._loaded)
+            self._books.keep(live, ending, self._loaded, self.breaker)
         elif isinstance(ending, Refused):
             await self._books.finish(live, State.FAILED, JobError(ending.code, ending.message))
 
@@ -147,7 +160,8 @@ class Attendant:
             try:
                 message = await asyncio.wait_for(worker.inbox.get(), self._settings.silence_s)
             except TimeoutError:
-                return await self._replace(worker, f"no sign of life for {self._settings.silence_s:g} s")
+                reason = f"no sign of life for {self._settings.silence_s:g} s"
+                return await self._replace(worker, "silent", reason)
             if isinstance(message, Drawing | Stopped | Refused | Died):
                 self.loading_since = None
                 return message
@@ -156,7 +170,7 @@ class Attendant:
                 patience = self._settings.load_s if isinstance(message, Loading) else self._settings.step_s
                 await self._pass_on(message, live)
             elif time.monotonic() - last_news > patience:
-                return await self._replace(worker, f"no progress for {patience:g} s")
+                return await self._replace(worker, "stalled", f"no progress for {patience:g} s")
 
     async def _pass_on(self, message: FromWorker, live: LiveJob) -> None:
         match message:
@@ -166,9 +180,11 @@ class Attendant:
             case Loaded():
                 self._loaded, self.held, self.loading_since = message, live.model, None
                 live.job.seconds["load"] = message.seconds
+                self._books.tell(ModelLoaded(live.model.name, message.seconds))
                 self._change(live, State.RUNNING)
             case Stepped(done, of):
                 live.progress = (done, of)
+                self._books.tell(happenings.Stepped(live.job.spec.n))
                 live.events.append("progress", {"done": done, "of": of})
             case Preview(index, picture, image):
                 encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)
@@ -181,11 +197,11 @@ class Attendant:
         if not live.is_ending:
             live.change(state)
 
-    async def _replace(self, worker: WorkerProcess, reason: str) -> Died:
+    async def _replace(self, worker: WorkerProcess, kind: str, reason: str) -> Died:
         worker.kill()
         await worker.gone()
         self.loading_since = None
-        return Died(reason)
+        return Died(reason, kind)
 
     async def _bury(self, live: LiveJob, ending: Died) -> None:
         self._deaths_in_a_row += 1

@@ -6,6 +6,7 @@ first, and quantization is not this room's business.
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -58,8 +59,16 @@ class PipelineEngine:
             RawImage(drawn.image.width, drawn.image.height, drawn.image.convert("RGB").tobytes())
             for drawn in generation.images
         )
-        peak = facts.peak_memory_bytes(pipeline.device) if on_card else None
-        return Drawing(images, generation.seconds, peak)
+        drawing = Drawing(images, generation.seconds, finite=generation.finite)
+        return _with_memory(drawing, pipeline.device) if on_card else drawing
+
+
+def _with_memory(drawing: Drawing, device: torch.device) -> Drawing:
+    """What the task took of the card, and what was left then: blocks that PyTorch keeps unused are free."""
+    peak = facts.peak_memory_bytes(device)
+    free, total = torch.cuda.mem_get_info(device)
+    left = free + torch.cuda.memory_reserved(device) - peak
+    return replace(drawing, peak_vram_bytes=peak, free_vram_bytes=left, total_vram_bytes=total)
 
 
 def _previews(task: Task, listener: Listener) -> Previews | None:

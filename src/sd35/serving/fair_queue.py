@@ -108,6 +108,11 @@ class FairQueue:
         """Megapixel-steps that wait."""
         return sum(job.spec.cost for lane in self._lanes.values() for job in lane.jobs.values())
 
+    def oldest_at(self) -> float | None:
+        """When the job was made that waits longest, in seconds since 1970; None if none waits."""
+        made = (job.created_at for lane in self._lanes.values() for job in lane.jobs.values())
+        return min(made, default=None)
+
     def by_priority(self) -> dict[str, int]:
         """How many wait in each."""
         return {priority.value: len(lane.jobs) for priority, lane in self._lanes.items()}

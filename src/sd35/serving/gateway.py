@@ -2,8 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from sd35.errors import AccessError
 from sd35.serving.folder import SignedUrls
@@ -14,6 +15,8 @@ from sd35.serving.problems import Problem, ServiceError, problem_named
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.store import Store
+from sd35.serving.watch import Watched
 
 ABANDONED_S = 10.0  # a client that retries is back by then
 
@@ -27,6 +30,8 @@ class Gateway:
     policy: PromptPolicy
     keys: KeyStore
     urls: SignedUrls
+    store: Store
+    watch: Watched
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -49,6 +54,9 @@ def caller_of(request: Request) -> Caller:
     except AccessError as error:
         raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     return caller
+
+
+Known = Annotated[Caller, Depends(caller_of)]
 
 
 def link(request: Request, image: JobImage) -> str:

@@ -81,6 +81,9 @@ class Drawing:
     images: tuple[RawImage, ...]
     seconds: dict[str, float] = field(default_factory=dict)
     peak_vram_bytes: int | None = None
+    finite: tuple[bool, ...] = ()  # whether each picture's latents were; empty: all, or there are none
+    free_vram_bytes: int | None = None  # of the card, when the task took most
+    total_vram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Died:
-    """The worker is gone; `reason` in words."""
+    """The worker is gone; `reason` in words, `kind` in one: crashed, killed, silent or stalled."""
 
     reason: str
+    kind: str = "crashed"
 
 
 FromWorker = Beat | Loading | Loaded | Stepped | Preview | Drawing | Stopped | Refused | Died

@@ -8,8 +8,6 @@
 Bodies are strict: a field that we don't know is refused, for what is misspelt would be silently ignored.
 """
 
-import base64
-import binascii
 import json
 import time
 from collections.abc import AsyncIterator
@@ -22,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
 from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
+from sd35.serving.cursors import cursor_after, read_cursor
 from sd35.serving.gateway import caller_of, gateway_of, link
-from sd35.serving.jobs import Event, Job, Priority, State
+from sd35.serving.jobs import Event, Priority, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.offers import offer
@@ -57,6 +56,7 @@ class JobBody(BaseModel):
     previews: StrictInt = 0
     priority: Priority = Priority.NORMAL
     deadline_s: StrictFloat | StrictInt | None = None
+    webhook_url: StrictStr | None = None
 
 
 @router.post("/jobs", status_code=202)
@@ -87,11 +87,11 @@ async def list_jobs(
 
     `q` is looked for in prompts; `sha256` is a picture's; `with_images` leaves out jobs that have none.
     """
-    before = None if cursor is None else _read_cursor(cursor)
+    before = read_cursor(cursor)
     wanted = Wanted(state=state, model=model, words=q, sha256=sha256, with_images=with_images)
     lives = await gateway_of(request).service.page(caller, before, limit + 1, wanted)
     page = lives[:limit]
-    following = _cursor(page[-1].job) if len(lives) > limit else None
+    following = cursor_after(page[-1].job) if len(lives) > limit else None
     return {"data": [view(live, request) for live in page], "next": following}
 
 
@@ -184,6 +184,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
+        "webhook_url": job.webhook_url,
         "request": asdict(job.spec),
         "images": [
             {
@@ -242,17 +243,3 @@ def _model(model: Any) -> dict[str, Any]:
 def _loading(since: float, expected: float | None) -> dict[str, float | None]:
     spent = time.monotonic() - since
     return {"seconds": spent, "eta_s": None if expected is None else max(0.0, expected - spent)}
-
-
-def _cursor(job: Job) -> str:
-    return base64.urlsafe_b64encode(json.dumps([job.created_at, job.id]).encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return float(at), str(job_id)
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise ServiceError(
-            Problem.INVALID_REQUEST, f"cursor {cursor!r} is none of ours: send one that `next` gave."
-        ) from error

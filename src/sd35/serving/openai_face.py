@@ -113,6 +113,7 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
     if steps is None and served is not None:
         steps = max(1, round(served.variant.num_inference_steps * _share(body.quality or "auto")))
     return Ask(
+        face="openai",
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
         model=name,

@@ -4,11 +4,14 @@
 429 and every 5xx on their own, so whatever will fail again goes out with `x-should-retry: false`.
 """
 
+import logging
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from sd35.errors import PromptError, RequestError, Sd35Error
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Problem(Kind, Enum):
     QUOTA_EXCEEDED = "quota_exceeded", 429
     CANCELLED = "cancelled", 499  # as nginx says of a client that went away
     OUT_OF_MEMORY = "out_of_memory", 500
+    NOT_FINITE = "nan_output", 500
     MODEL_FAILED = "model_failed", 500
     WORKER_DIED = "worker_died", 500
     BUG = "internal_error", 500
@@ -70,3 +74,11 @@ def problem_named(code: str) -> Problem:
 def of_request(error: RequestError | PromptError) -> ServiceError:
     """What the request's own checks say, as an answer."""
     return ServiceError(Problem.INVALID_REQUEST, str(error))
+
+
+def database_failed(error: Exception) -> ServiceError:
+    """A database that does not answer, as an answer."""
+    log.error("database: %s", error)
+    return ServiceError(
+        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
+    )

@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,11 +17,17 @@ import uvicorn
 
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
+from sd35.serving.breaker import Commands
+from sd35.serving.folder import read_secret
 from sd35.serving.gateway import Gateway
+from sd35.serving.happenings import Observers
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
+from sd35.serving.retention import Terms
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.signing import Signer
 from sd35.serving.store import Store
+from sd35.serving.watch import watched
 
 Announce = Callable[[str], None]
 
@@ -31,20 +37,22 @@ DATABASE = "jobs.sqlite3"
 
 def serve(
     settings: ServerSettings,
-    worker_command: Sequence[str],
+    commands: Commands,
     announce: Announce,
 ) -> None:
     """Serve until a signal says stop; `announce` is told where.
 
     UnavailableError where folder, database or port can't be had.
     """
-    folder = Path(settings.data_dir).expanduser()
+    folder, terms = Path(settings.data_dir).expanduser(), Terms.of(settings)
     with data_folder(folder), bound(settings) as listening:
         keys, urls = open_keys(settings, folder), signed_urls(folder)
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
-        service = JobService(settings, open_store(settings, folder), place, worker_command, check)
-        gateway = Gateway(settings, service, policy, keys, urls)
+        store, observers = open_store(settings, folder), Observers()
+        service = JobService(settings, store, place, commands, check, observers)
+        watch = watched(service, observers, terms, store, place, Signer(read_secret(folder)))
+        gateway = Gateway(settings, service, policy, keys, urls, store, watch)
         _run(gateway, listening, announce)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +20,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant
+from sd35.serving.breaker import NOT_FINITE_ERROR, Breaker, Commands
 from sd35.serving.fair_queue import FairQueue
+from sd35.serving.happenings import NOT_FINITE, Began, Ended, Happening, Observers, StoreTried
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import Problem, ServiceError, database_failed
+from sd35.serving.quotas import hold_to_quotas
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
 from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
-DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,15 @@ class JobService:
         settings: ServerSettings,
         store: Store,
         storage: Storage,
-        worker_command: Sequence[str],
+        commands: Commands,
         check: OutputCheck | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.settings, self.storage, self._store = settings, storage, store
-        self.check = check
+        self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
-        self.attendant = Attendant(settings, worker_command, self)
+        self.attendant = Attendant(settings, commands, self)
         self.is_draining = False
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._lives: dict[str, LiveJob] = {}
@@ -76,7 +79,7 @@ class JobService:
 
     def is_ready(self) -> bool:
         """Whether a request would be taken and worked on."""
-        is_cared_for = self._care is not None and not self._care.done()
+        is_cared_for = self._care is not None and not self._care.done() and not self.attendant.breaker.is_open
         return is_cared_for and not self.is_draining and len(self.queue) < self.settings.max_queued
 
     async def drain(self) -> None:
@@ -113,11 +116,12 @@ class JobService:
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
         self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
-        await self._hold_to_quotas(job, caller)
         self._reserved += 1
         try:
+            await hold_to_quotas(self._store, job, caller)
             accepted = await asyncio.wrap_future(self._store.accept(job))
         except SQLAlchemyError as error:
+            self.tell(StoreTried("database", str(error)))
             raise database_failed(error) from error
         finally:
             self._reserved -= 1
@@ -126,23 +130,6 @@ class JobService:
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
         self._enqueue(live)
         return live
-
-    async def _hold_to_quotas(self, job: Job, caller: Caller) -> None:
-        """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
-        quotas = caller.quotas
-        limits = (quotas.images_per_day, quotas.megapixel_steps_per_day)
-        if caller.key_id is None or limits == (None, None):
-            return
-        used = await self.read(self._store.asked_since, caller.key_id, time.time() - DAY_S)
-        asked = (job.spec.n, job.spec.cost)
-        rows = zip(("pictures", "megapixel-steps"), limits, used, asked, strict=True)
-        for what, limit, before, more in rows:
-            if limit is not None and before + more > limit:
-                raise ServiceError(
-                    Problem.QUOTA_EXCEEDED,
-                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: "
-                    f"{more:g} more would be too many, so ask for less or later.",
-                )
 
     async def find(self, job_id: str, caller: Caller) -> LiveJob:
         """The caller's own job; not_found for strangers' as well."""
@@ -212,8 +199,14 @@ class JobService:
         job = live.job
         job.token, job.started_at = job.token + 1, time.time()
         job.seconds["queue"] = job.started_at - job.created_at
+        job.worker = worker
         live.change(State.RUNNING)
+        self.tell(Began(job, worker))
         self._store.start(job, worker).add_done_callback(_log_failure)
+
+    def tell(self, happening: Happening) -> None:
+        """Tell whoever observes."""
+        self._observers.tell(happening)
 
     async def give_back(self, live: LiveJob, outcome: str) -> None:
         """Back to the head of the queue."""
@@ -222,10 +215,11 @@ class JobService:
         if not self.is_draining and not live.is_ending:
             self._enqueue(live, is_first=True)
 
-    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         """Store the pictures while the worker goes on."""
+        live.job.checkpoint_sha256, live.job.precision = loaded.identity, loaded.precision
         live.change(State.SAVING)
-        self.spawn(self._save(live, drawing, loaded))
+        self.spawn(self._save(live, drawing, loaded, breaker))
 
     async def finish(self, live: LiveJob, state: State, error: JobError | None = None, **found: Any) -> None:
         """Write the end, then tell it; whoever comes first decides how a job ends."""
@@ -237,12 +231,18 @@ class JobService:
         live.job = ended
         self.ended[state.value] += 1
         live.tell()
+        self.tell(Ended(ended))
         self._remember(ended.id)
 
     # ---- inside
 
-    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         job, begin = live.job, time.monotonic()
+        wrong = set(filter(None, await breaker.look(live, drawing)))
+        job.abnormal = ",".join(sorted(wrong)) or None
+        if NOT_FINITE in wrong:
+            await self.finish(live, State.FAILED, NOT_FINITE_ERROR)
+            return
         try:
             images: list[JobImage] = await asyncio.to_thread(
                 pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
@@ -252,12 +252,14 @@ class JobService:
             await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
             return
         except Sd35Error as error:
+            self.tell(StoreTried("storage", str(error)))
             await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
             return
         if live.is_ending:  # cancelled in the meantime: nobody will ask for these
             for image in images:
                 await asyncio.to_thread(self.storage.delete, image.name)
             return
+        self.tell(StoreTried("storage", None))
         seconds = {**job.seconds, **drawing.seconds, "save": time.monotonic() - begin}
         await self.finish(
             live, State.SUCCEEDED, images=images, seconds=seconds, peak_vram_bytes=drawing.peak_vram_bytes
@@ -268,8 +270,10 @@ class JobService:
         while True:
             try:
                 await asyncio.wrap_future(self._store.end_attempt(job, outcome, time.time()))
+                self.tell(StoreTried("database", None))
                 return
             except SQLAlchemyError as error:
+                self.tell(StoreTried("database", str(error)))
                 log.error("job %s can't be written yet: %s", job.id, error)
                 await asyncio.sleep(DATABASE_PAUSE_S)
 
@@ -327,14 +331,6 @@ class JobService:
     def _refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
-
-
-def database_failed(error: SQLAlchemyError) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
 
 
 async def _within(seconds: float, waiting: Any) -> None:

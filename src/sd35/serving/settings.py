@@ -15,6 +15,7 @@ from sd35.variants import VARIANTS, Variant
 ENVIRONMENT = "SD35_SERVE_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EngineName = Literal["sd35", "null"]
+LogFormat = Literal["plain", "json"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,30 @@ class ServerSettings:
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
     load_s: float = _setting(1800.0, "seconds that loading a model may take")
     drain_s: float = _setting(25.0, "seconds that a running job gets when the server is asked to stop")
+    keep_pictures: str = _setting("", "an age, a size or both, such as 30d,200GB; default: for ever")
+    keep_records: str = _setting("", "an age of a day or more, such as 90d; default: for ever")
+    abnormal_in_a_row: int = _setting(3, "abnormal pictures that open a worker's breaker; 0: not looked at")
+    webhook_private: bool = _setting(False, "let jobs name webhooks at addresses of private networks")
+    alert_webhook: str = _setting("", "URL that alerts are sent to, each once and its recovery once")
+    alertmanager: str = _setting("", "URL of a Prometheus Alertmanager that alerts are sent to")
+    alert_error_ratio: float = _setting(0.2, "share of failed jobs in 15 minutes that is an alert")
+    alert_queue_wait_s: float = _setting(300.0, "seconds that the oldest job waits before it is an alert")
+    alert_restarts: int = _setting(3, "workers lost in 15 minutes that are an alert")
+    alert_vram_headroom: float = _setting(0.05, "share of the card's memory below which it is an alert")
+    log_format: LogFormat = _setting("plain", "plain, or json: one object a line")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
-        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s"):
+        if self.log_format not in get_args(LogFormat):
+            raise RequestError(f"log_format can't be {self.log_format!r}: choose one of plain, json.")
+        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s", "alert_restarts"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        for name in ("alert_error_ratio", "alert_vram_headroom"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
         for name in ("silence_s", "step_s", "load_s"):
             if getattr(self, name) <= 0:
                 raise RequestError(f"{name} is {getattr(self, name)}: give seconds above 0.")
@@ -91,6 +108,11 @@ class ServerSettings:
         if not models:
             raise RequestError("models names no model: give at least one, such as demo.")
         return {model.name: model for model in models}
+
+    @property
+    def judges_pictures(self) -> bool:
+        """Whether pictures are looked at; those of the null engine are flat on purpose."""
+        return self.abnormal_in_a_row > 0 and self.engine != "null"
 
     @property
     def is_loopback(self) -> bool:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from sd35.serving.jobs import FINAL, Job, JobError, JobImage, Priority, Spec, State
-from sd35.serving.tables import attempts, jobs, metadata
+from sd35.serving.tables import attempts, jobs, upgrade, webhooks
 
 Operation = Callable[[sa.Connection], Any]
 LARGEST_GROUP = 512
@@ -47,7 +47,7 @@ class Store:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _make_durable)
-        metadata.create_all(self._engine)
+        upgrade(self._engine)
         self._waiting: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sd35-store", daemon=True)
         self._writer.start()
@@ -78,6 +78,7 @@ class Store:
     def end_attempt(self, job: Job, outcome: str, now: float) -> "Future[bool]":
         """Close the attempt and write the job as it is now; False if a later attempt holds the lease."""
         row, token, job_id = _row(job), job.token, job.id
+        owed = _owed(job, now)
 
         def operation(connection: sa.Connection) -> bool:
             unfinished = jobs.c.state.not_in([state.value for state in FINAL])
@@ -88,8 +89,14 @@ class Store:
                 ending = {"ended_at": now, "outcome": outcome}
                 is_open = attempts.c.ended_at.is_(None)
                 connection.execute(sa.update(attempts).where(ours & is_open).values(ending))
+                if owed is not None:
+                    connection.execute(sa.insert(webhooks).values(owed))
             return is_ours
 
+        return self._submit(operation)
+
+    def write(self, operation: Operation) -> "Future[Any]":
+        """Do something else in the writer's next transaction."""
         return self._submit(operation)
 
     def recover(self, now: float) -> "Future[list[Job]]":
@@ -101,7 +108,7 @@ class Store:
             ending = {"ended_at": now, "outcome": "server_died"}
             connection.execute(sa.update(attempts).where(attempts.c.ended_at.is_(None)).values(ending))
             found = sa.select(jobs).where(unfinished).order_by(jobs.c.created_at, jobs.c.id)
-            return [_job(row) for row in connection.execute(found).mappings()]
+            return [job_of(row) for row in connection.execute(found).mappings()]
 
         return self._submit(operation)
 
@@ -114,11 +121,16 @@ class Store:
 
     # ---- reading
 
+    def rows(self, wanted: sa.Select[Any]) -> list[Any]:
+        """What a query finds, as mappings."""
+        with self._engine.connect() as connection:
+            return list(connection.execute(wanted).mappings())
+
     def get(self, job_id: str) -> Job | None:
         """The job of that id."""
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def attempts(self, job_id: str) -> list[dict[str, Any]]:
         """What was tried: token, worker, started_at, ended_at, outcome."""
@@ -137,7 +149,7 @@ class Store:
             at, job_id = before
             found = found.where((jobs.c.created_at < at) | ((jobs.c.created_at == at) & (jobs.c.id < job_id)))
         with self._engine.connect() as connection:
-            return [_job(row) for row in connection.execute(found.where(*_conditions(wanted))).mappings()]
+            return [job_of(row) for row in connection.execute(found.where(*_conditions(wanted))).mappings()]
 
     def asked_since(self, key_id: str, since: float) -> tuple[int, float]:
         """Pictures and megapixel-steps of a key's jobs since then, but for those that came to nothing."""
@@ -196,7 +208,7 @@ def _accept(connection: sa.Connection, job: Job) -> Job:
         owner = jobs.c.key_id.is_(None) if job.key_id is None else jobs.c.key_id == job.key_id
         found = sa.select(jobs).where(owner & (jobs.c.client_id == job.client_id))
         if (row := connection.execute(found).mappings().first()) is not None:
-            return _job(row)
+            return job_of(row)
     connection.execute(sa.insert(jobs).values(_row(job)))
     return job
 
@@ -217,15 +229,24 @@ def _conditions(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
     return found
 
 
+def _owed(job: Job, now: float) -> dict[str, Any] | None:
+    """The webhook that the end of a job calls for."""
+    if job.webhook_url is None or not job.state.is_final:
+        return None
+    return {"job_id": job.id, "key_id": job.key_id, "url": job.webhook_url, "tries": 0, "next_at": now}
+
+
 def _row(job: Job) -> dict[str, Any]:
     row = {**asdict(job), "model": job.spec.model, "cost": job.spec.cost}
     return {**row, "state": job.state.value, "priority": job.priority.value}
 
 
-def _job(row: Any) -> Job:
+def job_of(row: Any) -> Job:
+    """The job that a row holds."""
     values = {name: row[name] for name in row if name not in ("model", "cost")}
     values["spec"] = Spec(**row["spec"])
     values["state"], values["priority"] = State(row["state"]), Priority(row["priority"])
     values["images"] = [JobImage(**image) for image in row["images"]]
     values["error"] = JobError(**row["error"]) if row["error"] else None
+    values["face"] = row["face"] or "native"  # rows from before there was more than one
     return Job(**values)

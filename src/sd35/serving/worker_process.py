@@ -68,7 +68,7 @@ class WorkerProcess:
                 self._deliver(message)
         code = self._process.wait()
         self._pipe.close()
-        self._deliver(last_words or Died(_ending(code)))
+        self._deliver(last_words or Died(_ending(code), "killed" if code < 0 else "crashed"))
 
     def _deliver(self, message: FromWorker) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
