@@ -154,7 +154,8 @@ async def models(request: Request, caller: Known) -> dict[str, Any]:
 @router.get("/stats")
 async def stats(request: Request, caller: Known) -> dict[str, Any]:
     """How busy the server is."""
-    service = gateway_of(request).service
+    gateway = gateway_of(request)
+    service = gateway.service
     queue, care = service.queue, service.attendant
     return {
         "queued": len(queue),
@@ -163,6 +164,7 @@ async def stats(request: Request, caller: Known) -> dict[str, Any]:
         "megapixel_steps_per_s": queue.rate.cost_per_s,
         "running": care.current.job.id if care.current else None,
         "worker": {"pid": care.worker_pid, "restarts": care.restarts},
+        "vram": gateway.watch.cards.view(),
         "ended": service.ended,
         "draining": service.is_draining,
     }

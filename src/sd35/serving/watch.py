@@ -7,6 +7,7 @@ from sd35.serving import logs
 from sd35.serving.alert_board import Board
 from sd35.serving.alert_rules import Rules
 from sd35.serving.alert_sending import Alerts, Receivers
+from sd35.serving.cards import Cards
 from sd35.serving.chores import Chores
 from sd35.serving.gauges import read_gauges
 from sd35.serving.happenings import Observers
@@ -29,6 +30,7 @@ class Watched:
     board: Board
     signer: Signer
     chores: Chores
+    cards: Cards
 
 
 def watched(
@@ -36,12 +38,12 @@ def watched(
 ) -> Watched:
     """Let all of them observe; their chores begin with the server."""
     settings, read = service.settings, partial(read_gauges, service)
-    metrics, rules, board = Metrics(read), Rules(settings), Board()
+    metrics, rules, board, cards = Metrics(read), Rules(settings), Board(), Cards()
     outbound = Outbound(private_ok=settings.webhook_private)
     courier = Courier(store, outbound, signer, told_of(settings, storage), observers.tell)
     keep = partial(keep_diagnosis, store)
-    for observer in (metrics.observe, rules.observe, courier.observe, keep, logs.observe):
+    for observer in (metrics.observe, rules.observe, courier.observe, keep, logs.observe, cards.observe):
         observers.add(observer)
     alerts = Alerts(rules, board, read, Receivers.of(settings, signer))
     retention = Retention(terms, storage, store)
-    return Watched(metrics, board, signer, Chores([alerts.run, courier.run, retention.run]))
+    return Watched(metrics, board, signer, Chores([alerts.run, courier.run, retention.run]), cards)
