@@ -13,12 +13,13 @@ from .conftest import Served
 
 TEXTS = {name: asset.content.decode() for name, asset in read_assets().items()}
 LOCALES = {name: json.loads(text) for name, text in TEXTS.items() if name.startswith("locales/")}
+PAGES = [text for name, text in TEXTS.items() if name.endswith(".html")]
 ENGLISH = LOCALES["locales/en.json"]
 
 
 def test_every_file_goes_out_with_the_policy(served: Served) -> None:
     """The page and all that it is made of: right type, strict policy, an ETag, and HEAD as GET."""
-    for name in ("", *(f"web/{name}" for name in TEXTS)):
+    for name in ("", "ops", *(f"web/{name}" for name in TEXTS)):
         answer = served.client.get(f"/{name}")
         assert answer.status_code == 200, name
         assert "default-src 'self'" in answer.headers["content-security-policy"]
@@ -57,9 +58,9 @@ def test_nothing_comes_from_elsewhere() -> None:
     for name, text in TEXTS.items():
         hosts = {urlsplit(address).netloc for address in re.findall(r"https?://[^\s\"'`<)]+", text)}
         assert hosts <= {"www.w3.org"}, name
-    page = TEXTS["index.html"]
-    assert not re.search(r"\sstyle=|\son\w+=|<style|javascript:", page)
-    assert all(inner == "" for inner in re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL))
+    for page in PAGES:
+        assert not re.search(r"\sstyle=|\son\w+=|<style|javascript:", page)
+        assert all(inner == "" for inner in re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL))
 
 
 @pytest.mark.parametrize("name", LOCALES)
@@ -73,13 +74,13 @@ def test_languages_say_the_same_things(name: str) -> None:
 
 def test_every_word_of_the_page_is_known() -> None:
     """Names in `data-i18n…` and in t("…") have a sentence; no sentence is left without a use."""
-    html = set(re.findall(r'data-i18n(?:-\w+)?="([^"]+)"', TEXTS["index.html"]))
+    html = set(re.findall(r'data-i18n(?:-\w+)?="([^"]+)"', "".join(PAGES)))
     code = "".join(text for name, text in TEXTS.items() if name.endswith(".js"))
     assert html | set(re.findall(r'\bt\("([^"]+)"', code)) <= set(ENGLISH)
-    prefixes = set(re.findall(r"`(\w+)\.\$\{", code))
-    assert "problem" in prefixes
+    prefixes = set(re.findall(r"`([\w.]+\.)\$\{", code))
+    assert "problem." in prefixes
     quoted = set(re.findall(r'"([\w.-]+)"', code)) | set(re.findall(r"\b(\w+):", code))
-    unused = {key for key in ENGLISH if key not in html | quoted and key.split(".")[0] not in prefixes}
+    unused = {key for key in ENGLISH if key not in html | quoted and not key.startswith(tuple(prefixes))}
     assert not unused
 
 

@@ -1,4 +1,4 @@
-"""The web page: the files of `web/`, as they are, at `/` and `/web/`.
+"""The web pages: the files of `web/`, as they are, at `/`, `/ops` and `/web/`.
 
 They are read once, when the server starts, and weigh under 200 kB together. A browser asks each time whether
 its copy is still the one (`no-cache` with an ETag), so a new version of the server never runs half of an old
@@ -70,6 +70,12 @@ def policy(gateway: Gateway) -> str:
 async def index(request: Request) -> Response:
     """The page."""
     return _answer("index.html", request)
+
+
+@router.get("/ops")
+async def operations(request: Request) -> Response:
+    """The page for those who run the server; what it shows, its routes give to whom it may."""
+    return _answer("ops.html", request)
 
 
 @router.get("/web/{path:path}")
