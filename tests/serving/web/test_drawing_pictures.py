@@ -178,6 +178,7 @@ def test_vary_keeps_all_but_the_seed(drawing: Served, visit: Visitor) -> None:
     same = {name: value for name, value in first["request"].items() if name != "seed"}
     assert {name: value for name, value in second["request"].items() if name != "seed"} == same
     assert second["request"]["seed"] != first["request"]["seed"]
+    page.wait_for_timeout(1600)  # the server has been asked again by then, and told the same
     page.click("text=Compare")
     page.wait_for_selector(".comparison")
     seeds = [job["images"][0]["seed"] for job in (first, second)]

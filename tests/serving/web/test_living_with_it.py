@@ -307,3 +307,66 @@ def brightness(page: Any, folder: Path) -> float:
     """Of the page's corner, 0 to 255."""
     page.screenshot(path=folder / "page.png")
     return sum(Image.open(folder / "page.png").convert("RGB").getpixel((3, 300))) / 3
+
+
+def test_the_machine_is_told_in_words(obeying: Served, visit: Visitor) -> None:
+    """On disk, loading with its share, ready; the cards' memory as a bar; the peak under the picture."""
+    told: dict[str, Any] = {"state": "cold"}
+    job = obeying.end(obeying.post(prompt="a fox")["id"])
+    page = visit("about:blank", ready=False)
+    page.route("**/api/v1/models", lambda route: answer(route, lambda body: body["data"][0].update(told)))
+    memory = {"cards": 1, "used_bytes": 9_800_000_000, "total_bytes": 24_500_000_000}
+    page.route("**/api/v1/stats", lambda route: answer(route, lambda body: body.update(vram=memory)))
+    peak = {"peak_vram_bytes": 9_800_000_000}
+    page.route("**/api/v1/jobs?*", lambda route: answer(route, lambda body: body["data"][0].update(peak)))
+    page.goto(obeying.url)
+    page.wait_for_selector("body[data-ready]")
+    assert page.inner_text("#model-state") == "on disk"
+    assert page.inner_text("#vram-words") == "9.8 GB of 24.5 GB"
+    share = "document.getElementById('vram-fill').offsetWidth / document.querySelector('.meter').offsetWidth"
+    assert abs(page.evaluate(share) - 0.4) < 0.02
+    assert "peak 9.8 GB" in page.inner_text(".facts")
+    assert job["peak_vram_bytes"] is None, "this machine's own answer"
+    told.update(state="loading", loading={"seconds": 4.1, "eta_s": 5.9})
+    ask(page, "slow fox")
+    until(page, "document.getElementById('model-state').textContent === 'loading 41%'")
+    told.update(state="loaded")
+    until(page, "document.getElementById('model-state').textContent === 'ready'")
+    stop_all(obeying)
+
+
+def test_a_page_that_nobody_sees_leaves_the_server_alone(obeying: Served, visit: Visitor) -> None:
+    """Hidden it closes its streams and asks nothing; seen again it goes on where it was."""
+    page = visit(obeying.url)
+    ask(page, "slow fox")
+    until(page, "/^Step/.test(document.querySelector('.status')?.textContent)")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    hide(page, hidden=True)
+    page.wait_for_timeout(300)
+    asked.clear()
+    step = page.inner_text(".status")
+    page.wait_for_timeout(2500)
+    assert asked == []
+    assert page.inner_text(".status") == step
+    hide(page, hidden=False)
+    until(page, "before => document.querySelector('.status')?.textContent !== before", step)
+    stop_all(obeying)
+
+
+def answer(route: Any, change: Any) -> None:
+    """The server's own answer, changed."""
+    body = route.fetch().json()
+    change(body)
+    route.fulfill(json=body)
+
+
+def hide(page: Any, *, hidden: bool) -> None:
+    """As if another tab were in front, or not."""
+    page.evaluate(
+        """hidden => {
+        Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+        document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )

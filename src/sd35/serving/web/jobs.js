@@ -101,6 +101,7 @@ export function tick() {
 
 document.addEventListener("visibilitychange", async () => {
   if (document.hidden) {
+    clearTimeout(ticking);
     for (const controller of streams.values()) controller.abort();
     return;
   }

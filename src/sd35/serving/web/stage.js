@@ -167,7 +167,7 @@ function picture(job, image) {
 
 function siblings(job, image) {
   return h("div", { class: "siblings" }, job.images.map((one, index) =>
-    h("button", { type: "button", "aria-current": String(one === image), "aria-label": t("sibling", { n: number(index + 1) }), onclick: () => select({ id: job.id, seed: one.seed }) },
+    h("button", { type: "button", "aria-current": String(one.seed === image.seed), "aria-label": t("sibling", { n: number(index + 1) }), onclick: () => select({ id: job.id, seed: one.seed }) },
       h("img", { src: one.url, alt: "" })),
   ));
 }
@@ -228,13 +228,18 @@ function bin(job, image) {
 }
 
 async function remove(job, image) {
-  const all = pictures();
-  const at = all.findIndex((one) => one.image === image);
-  const next = all[at + 1] ?? all[at - 1];
+  const next = nextTo(job, image);
   await erase(job.id, image.seed);
   select(next ? { id: next.job.id, seed: next.image.seed } : null);
   say(t("deleted"));
   byId("stage").focus({ preventScroll: true });
+}
+
+/** The next older picture, or the next newer one of the oldest, as {job, image}. */
+function nextTo(job, image) {
+  const all = pictures();
+  const at = all.findIndex((one) => one.job.id === job.id && one.image.seed === image.seed);
+  return all[at + 1] ?? all[at - 1];
 }
 
 function parameters(job, image) {
@@ -256,9 +261,7 @@ function parameters(job, image) {
 
 /** With the next older picture; a tile chosen afterwards takes its place. */
 function compare(job, image) {
-  const all = pictures();
-  const at = all.findIndex((one) => one.image === image);
-  const other = all[at + 1] ?? all[at - 1];
+  const other = nextTo(job, image);
   if (other) compareWith({ id: other.job.id, seed: other.image.seed });
 }
 
