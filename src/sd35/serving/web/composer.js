@@ -8,6 +8,7 @@ import { modelNamed, on, state } from "./store.js";
 import { inWords, onTrouble } from "./words.js";
 
 const QUALITIES = ["fast", "balanced", "best"];
+const CONTROL = /Mac|iP/.test(navigator.platform) ? "⌘" : "Ctrl";
 const DOUBLE_CLICK_MS = 700;
 
 const EMPTY = {
@@ -203,7 +204,7 @@ function drawButton() {
   if (go.classList.contains("is-cancel") !== isBusy) turnedAt = performance.now();
   go.classList.toggle("is-cancel", isBusy);
   byId("go-word").textContent = t(isBusy ? "cancel" : "generate");
-  byId("go-keys").textContent = isBusy ? "" : t("keys");
+  byId("go-keys").textContent = isBusy ? "" : t("keys", { control: CONTROL });
   byId("another").hidden = !isBusy;
 }
 
