@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_filters(store: Store, monkeypatch: pytest.MonkeyPatch, which: Which, ex
     assert "".join(record["id"][-1] for record in records.every(store, which)) == expected
 
 
+def test_jobs_of_one_moment_are_all_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may end between two jobs that were made at the same time."""
+    monkeypatch.setattr(records, "PAGE", 2)
+    for index in range(5):
+        one = job("twin")
+        one.id, one.created_at = f"twin_{index}", 5000.0
+        store.accept(one).result()
+    found = [record["id"] for record in records.every(store, Which(key_id="twin"))]
+    assert found == [f"twin_{index}" for index in (4, 3, 2, 1, 0)]
+
+
 def test_record_tells_the_whole_story() -> None:
     """Who, what, how long each phase took, and what came of it."""
     one = job("key")
@@ -98,9 +110,15 @@ def test_csv_disarms_formulas() -> None:
         ("1970-01-01T00:01Z", 60.0),
     ],
 )
-def test_moments(text: str, seconds: float) -> None:
-    """Times are understood as people and programs write them, in UTC where no zone is said."""
-    assert records.moment(text) == seconds
+def test_moments(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are understood as people and programs write them, in UTC wherever the server stands."""
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    time.tzset()
+    try:
+        assert records.moment(text) == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_nonsense_moment_is_refused() -> None:
