@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from .stores import S3Server
+from .test_store import url as url  # an empty database of each kind, for other files too
 
 ROUGH_WORKER = Path(__file__).with_name("rough_worker.py")
 START_S = 60.0

@@ -101,10 +101,10 @@ def test_a_prompt_that_is_black_accuses_nobody(start_server: ServerFactory) -> N
 def test_good_pictures_between_are_no_row(start_server: ServerFactory) -> None:
     """One abnormal picture after the other counts only without a normal one between."""
     served = start_server(**LOOKED_AT)
-    for seed, prompt in enumerate(("black", "well", "black", "well", "black")):
-        drawn(served, prompt, seed)
+    drawn(served, "black", 0)
     pid = served.worker_pid()
-    drawn(served, "well", 9)
+    for seed, prompt in enumerate(("well", "black", "well", "black", "well"), start=1):
+        drawn(served, prompt, seed)
     assert served.worker_pid() == pid
     assert not alerts(served)["up"]
 

@@ -143,10 +143,14 @@ def test_metrics_of_a_server(start_server: ServerFactory, tmp_path: Path) -> Non
     assert found["sd35_model_load_seconds_count{model=demo}"] == 1
     assert found["process_resident_memory_bytes"] > 1e6
     keys = KeyStore(tmp_path / "data")
-    _, secret = keys.add("prometheus", ("read",))
+    _, reader = keys.add("prometheus", ("read",))
+    _, drawer = keys.add("phone", ("generate",))
     keys.close()
-    assert served.client.get("/metrics").status_code == 401
-    assert served.client.get("/metrics", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+    for path in ("/metrics", "/api/v1/alerts"):
+        assert served.client.get(path).status_code == 401
+        for key, status in ((reader, 200), (drawer, 403)):
+            answer = served.client.get(path, headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == status, path
 
 
 def _expressions() -> dict[str, str]:

@@ -102,7 +102,7 @@ def test_a_name_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
     def resolve(host: Any, *arguments: Any, **more: Any) -> Any:
-        asked.append(str(host))
+        asked.append(host.decode() if isinstance(host, bytes) else str(host))
         return real("127.0.0.1", *arguments, **more)
 
     with sink() as receiver:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from .test_fair_queue import job
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Any:
+def store(url: str) -> Any:
     """Seven jobs of two keys, a second apart; the last one failed, the first is abnormal."""
-    store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    store = Store(url)
     for index in range(7):
         one = job("a" if index % 2 else "b")
         one.created_at = 1000.0 + index
@@ -52,6 +53,17 @@ def test_filters(store: Store, monkeypatch: pytest.MonkeyPatch, which: Which, ex
     """Each filter keeps what it names, newest first, over pages that are smaller than the whole."""
     monkeypatch.setattr(records, "PAGE", 2)
     assert "".join(record["id"][-1] for record in records.every(store, which)) == expected
+
+
+def test_jobs_of_one_moment_are_all_shown(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may end between two jobs that were made at the same time."""
+    monkeypatch.setattr(records, "PAGE", 2)
+    for index in range(5):
+        one = job("twin")
+        one.id, one.created_at = f"twin_{index}", 5000.0
+        store.accept(one).result()
+    found = [record["id"] for record in records.every(store, Which(key_id="twin"))]
+    assert found == [f"twin_{index}" for index in (4, 3, 2, 1, 0)]
 
 
 def test_record_tells_the_whole_story() -> None:
@@ -98,9 +110,15 @@ def test_csv_disarms_formulas() -> None:
         ("1970-01-01T00:01Z", 60.0),
     ],
 )
-def test_moments(text: str, seconds: float) -> None:
-    """Times are understood as people and programs write them, in UTC where no zone is said."""
-    assert records.moment(text) == seconds
+def test_moments(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are understood as people and programs write them, in UTC wherever the server stands."""
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    time.tzset()
+    try:
+        assert records.moment(text) == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_nonsense_moment_is_refused() -> None:
@@ -109,9 +127,8 @@ def test_nonsense_moment_is_refused() -> None:
         records.moment("yesterday")
 
 
-def test_older_database_gets_the_new_columns(tmp_path: Path) -> None:
+def test_older_database_gets_the_new_columns(url: str) -> None:
     """A database from before these columns opens, and its rows have nothing there."""
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
     first = Store(url)
     one = first.accept(job("a")).result()
     first.close()
@@ -166,9 +183,9 @@ def test_a_key_sees_its_own_records(start_server: ServerFactory, tmp_path: Path)
     assert served.client.get("/api/v1/records").status_code == 401
 
 
-def test_export_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_verb(store: Store, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`sd35 records export` writes what was asked for, while the database is in use."""
-    where = ["--data-dir", str(tmp_path)]
+    where = ["--database", url] if url.startswith("postgresql") else ["--data-dir", str(tmp_path)]
     assert main(["records", "export", "--state", "failed", *where]) == 0
     assert json.loads(capsys.readouterr().out)["id"] == "job_6"
     file = tmp_path / "records.csv"
@@ -186,8 +203,9 @@ def test_export_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_export_verb_says_what_is_wrong(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
 ) -> None:
     """One sentence, and the exit code of its kind."""
+    Store(f"sqlite:///{tmp_path / 'jobs.sqlite3'}").close()
     assert main(["records", "export", "--data-dir", str(tmp_path), *words]) == code
     assert said in capsys.readouterr().err

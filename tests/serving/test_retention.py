@@ -37,9 +37,9 @@ def swept(storage: object, store: Store, pictures: str = "", records: str = "") 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> object:
+def store(url: str) -> object:
     """Jobs that ended 1, 2, 3 and 100 days ago, and one of 100 days ago that still waits."""
-    store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    store = Store(url)
     for days in (1, 2, 3, 100, 101):
         one = job("a")
         one.id, one.created_at = f"job_{days}", NOW - days * DAY_S

@@ -36,9 +36,9 @@ def receiver() -> Iterator[Sink]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(url: str) -> Iterator[Store]:
     """An empty database."""
-    store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    store = Store(url)
     yield store
     store.close()
 

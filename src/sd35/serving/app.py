@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error
 from sd35.serving import gallery, native, openai_face, operations, page
-from sd35.serving.gateway import Gateway, Known, gateway_of
+from sd35.serving.gateway import Gateway, Reader, gateway_of
 from sd35.serving.happenings import Refused
 from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from sd35.serving.pictures import media_type
@@ -77,7 +77,7 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
 
 
-async def metrics(request: Request, caller: Known) -> Response:
+async def metrics(request: Request, caller: Reader) -> Response:
     """What Prometheus scrapes."""
     content = gateway_of(request).watch.metrics.text()
     return Response(content, media_type=METRICS_TYPE)

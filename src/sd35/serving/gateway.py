@@ -59,6 +59,18 @@ def caller_of(request: Request) -> Caller:
 Known = Annotated[Caller, Depends(caller_of)]
 
 
+def reader_of(caller: Known) -> Caller:
+    """A caller who may look at the server itself."""
+    try:
+        caller.require("read")
+    except AccessError as error:
+        raise ServiceError(Problem.FORBIDDEN, str(error)) from error
+    return caller
+
+
+Reader = Annotated[Caller, Depends(reader_of)]
+
+
 def link(request: Request, image: JobImage) -> str:
     """The picture's address, whole."""
     gateway = gateway_of(request)

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from sd35.errors import RequestError
 from sd35.serving import records
 from sd35.serving.cursors import cursor_after, read_cursor
-from sd35.serving.gateway import Known, gateway_of
+from sd35.serving.gateway import Known, Reader, gateway_of
 from sd35.serving.jobs import State
 from sd35.serving.problems import Problem, ServiceError, of_request
 from sd35.serving.records import Format, Which
@@ -84,7 +84,7 @@ async def export_records(
 
 
 @router.get("/alerts")
-async def alerts(request: Request, caller: Known) -> dict[str, Any]:
+async def alerts(request: Request, caller: Reader) -> dict[str, Any]:
     """What is wrong now, and what was lately."""
     board = gateway_of(request).watch.board
     return {"up": [alert.view() for alert in board.up], "over": [alert.view() for alert in board.over]}

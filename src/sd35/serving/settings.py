@@ -81,6 +81,7 @@ class ServerSettings:
     alert_queue_wait_s: float = _setting(300.0, "seconds that the oldest job waits before it is an alert")
     alert_restarts: int = _setting(3, "workers lost in 15 minutes that are an alert")
     alert_vram_headroom: float = _setting(0.05, "share of the card's memory below which it is an alert")
+    otlp_endpoint: str = _setting("", "URL of an OpenTelemetry collector (.../v1/traces) for a trace a job")
     log_format: LogFormat = _setting("plain", "plain, or json: one object a line")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 

@@ -1,4 +1,4 @@
-"""Everyone who watches a server's jobs, put together: metrics, alerts, records, webhooks, retention."""
+"""Everyone who watches a server's jobs, put together."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from sd35.serving.alert_board import Board
 from sd35.serving.alert_rules import Rules
 from sd35.serving.alert_sending import Alerts, Receivers
 from sd35.serving.cards import Cards
-from sd35.serving.chores import Chores
+from sd35.serving.chores import Chore, Chores
 from sd35.serving.gauges import read_gauges
 from sd35.serving.happenings import Observers
 from sd35.serving.metrics import Metrics
@@ -19,6 +19,7 @@ from sd35.serving.service import JobService
 from sd35.serving.signing import Signer
 from sd35.serving.storage import Storage
 from sd35.serving.store import Store
+from sd35.serving.traces import Traces, exporter_to
 from sd35.serving.webhooks import Courier, told_of
 
 
@@ -44,6 +45,11 @@ def watched(
     keep = partial(keep_diagnosis, store)
     for observer in (metrics.observe, rules.observe, courier.observe, keep, logs.observe, cards.observe):
         observers.add(observer)
+    chores: list[Chore] = [courier.run]
+    if settings.otlp_endpoint:
+        traces = Traces(exporter_to(settings.otlp_endpoint))
+        observers.add(traces.observe)
+        chores.append(traces.run)
     alerts = Alerts(rules, board, read, Receivers.of(settings, signer))
     retention = Retention(terms, storage, store)
-    return Watched(metrics, board, signer, Chores([alerts.run, courier.run, retention.run]), cards)
+    return Watched(metrics, board, signer, Chores([alerts.run, retention.run, *chores]), cards)
