@@ -1,12 +1,9 @@
 // The machine in the top bar: which model is where, how full the card is, whether the server answers.
 
 import { byId, h } from "./dom.js";
-import { gigabytes, number, t } from "./i18n.js";
+import { gigabytes, t } from "./i18n.js";
+import { placeOf, placeWords } from "./places.js";
 import { on, state } from "./store.js";
-import { loadedShare } from "./stage.js";
-
-// The server's words for where a model is -> ours.
-const PLACES = { cold: "disk", disk: "disk", ram: "ram", loading: "loading", loaded: "ready", ready: "ready", vram: "gpu", gpu: "gpu" };
 
 let answers = true;
 
@@ -34,13 +31,6 @@ function draw() {
 function foremost() {
   const order = ["loading", "gpu", "ready", "ram", "disk"];
   return [...state.models].sort((a, b) => order.indexOf(placeOf(a)) - order.indexOf(placeOf(b)))[0];
-}
-
-const placeOf = (row) => PLACES[row?.state] ?? "disk";
-
-function placeWords(place, row) {
-  const share = place === "loading" ? loadedShare(row) : null;
-  return share === null ? t(`place.${place}`) : t("loading.share", { n: number(share * 100) });
 }
 
 function line(row) {

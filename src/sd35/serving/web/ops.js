@@ -3,7 +3,8 @@
 import { ask, get } from "./api.js";
 import { bars, line, phases, quantile } from "./charts.js";
 import { byId, h, toast } from "./dom.js";
-import { duration, gigabytes, has, number, preferred, speak, t } from "./i18n.js";
+import { placeOf, placeWords } from "./places.js";
+import { duration, gigabytes, number, preferred, speak, t } from "./i18n.js";
 
 const PERIOD_MS = 3000;
 const RECORDS = 300;
@@ -39,7 +40,8 @@ function draw({ stats, models, records, alerts, jobs }) {
   drawFigures(stats, records, jobs);
   byId("alerts-room").hidden = alerts.up.length + alerts.over.length === 0;
   rows("alerts", [...alerts.up, ...alerts.over].map(alertRow));
-  rows("models", models.map((model) => row(model.id, `${model.title} · ${place(model)}`)));
+  rows("models", models.map((model) => modelRow(model, stats)));
+  drawSwitches(stats);
   rows("queue", jobs.map(queueRow));
   rows("failures", records.filter((record) => record.state === "failed" || record.state === "expired").slice(0, 12).map(failureRow));
   drawCharts(records.filter((record) => !UNFINISHED.has(record.state)).reverse());
@@ -93,7 +95,6 @@ const total = (record) => record.finished_at - record.created_at;
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : 0);
 const quantileWords = (values, share) => (values.length ? duration(quantile(values, share)) : "–");
 const middleAndTail = (values) => t("ops.quantiles", { middle: quantileWords(values, 0.5), tail: quantileWords(values, 0.95) });
-const place = (model) => (has(`ops.place.${model.state}`) ? t(`ops.place.${model.state}`) : model.state);
 
 // ---- rows
 
@@ -110,6 +111,36 @@ const press = (words, act) => h("button", { type: "button", class: "secondary", 
 function alertRow(alert) {
   const since = new Date(alert.began_at * 1000).toLocaleString(document.documentElement.lang);
   return row(`${alert.name} · ${alert.subject}`, `${alert.text} (${t("ops.since", { since })})`, null, alert.state);
+}
+
+/** Load or unload, where the server has a pool that can. */
+function modelRow(model, stats) {
+  const place = placeOf(model, stats);
+  const verb = place === "disk" ? "load" : "unload";
+  const act = async () => (await ask("POST", `models/${encodeURIComponent(model.id)}/${verb}`), refresh());
+  const button = hasPool(stats) && place !== "loading" ? press(t(`ops.${verb}`), guarded(act)) : null;
+  return row(model.id, `${model.title ?? model.variant} · ${placeWords(place, model)}`, button);
+}
+
+const hasPool = (stats) => stats.paused !== undefined;
+
+function drawSwitches(stats) {
+  const act = (verb) => guarded(async () => (await ask("POST", verb), refresh()));
+  const verb = stats.paused ? "resume" : "pause";
+  const switches = hasPool(stats) && !stats.draining ? [press(t(`ops.${verb}`), act(verb)), sureOf(t("ops.drain"), act("drain"))] : [];
+  if (byId("switches").dataset.verb !== `${verb} ${switches.length}`) byId("switches").replaceChildren(...switches);
+  byId("switches").dataset.verb = `${verb} ${switches.length}`;
+}
+
+/** A button whose first press only asks. */
+function sureOf(words, act) {
+  let isSure = false;
+  const button = press(words, () => {
+    if (isSure) return act();
+    isSure = true;
+    button.textContent = t("ops.sure", { what: words });
+  });
+  return button;
 }
 
 function queueRow(job) {

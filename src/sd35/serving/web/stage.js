@@ -5,6 +5,7 @@ import { duration, gigabytes, number, t } from "./i18n.js";
 import { anySeed, fill, go } from "./composer.js";
 import { dismiss, erase, remaining } from "./jobs.js";
 import { openLightbox } from "./lightbox.js";
+import { loadedShare } from "./places.js";
 import { asCurl, asPython, settingsFrom } from "./recipe.js";
 import { compareWith, isFinal, on, pictures, resolve, select, state } from "./store.js";
 import { copy, onTrouble, troubleCard, waysOut } from "./words.js";
@@ -139,12 +140,6 @@ function loading(job) {
   const row = state.models.find((model) => model.id === job.request.model);
   const share = loadedShare(row);
   return share === null ? t("state.loading") : t("loading.share", { n: number(share * 100) });
-}
-
-/** How much of a loading model is there, 0 to 1, by the time that loading took before; null: nobody knows. */
-export function loadedShare(row) {
-  const { seconds, eta_s } = row?.loading ?? {};
-  return eta_s === null || eta_s === undefined ? null : Math.min(0.99, seconds / Math.max(seconds + eta_s, 0.001));
 }
 
 // ---- a picture
