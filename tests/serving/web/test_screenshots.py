@@ -31,7 +31,7 @@ GALLERY = (
 
 
 def test_pictures_for_the_docs(drawing: Served, visit: Visitor) -> None:
-    """Gallery in the light, drawing in the dark, Chinese on a phone: under 400 kB together."""
+    """Gallery in the light, drawing in the dark, Chinese on a phone, operations: under 400 kB together."""
     for seed, (prompt, width, height) in enumerate(GALLERY, 40):
         drawing.end(drawing.post(prompt=prompt, width=width, height=height, seed=seed)["id"])
     page = visit(drawing.url, viewport={"width": 1280, "height": 920})
@@ -48,6 +48,9 @@ def test_pictures_for_the_docs(drawing: Served, visit: Visitor) -> None:
     page = visit(drawing.url, **PHONE, locale="zh-CN")
     until(page, "document.querySelector('.stage .frame img')?.naturalWidth === 256")
     shoot(page, "web-phone")
+    page = visit(f"{drawing.url}/ops", viewport={"width": 1100, "height": 760})
+    page.wait_for_selector(".chart")
+    shoot(page, "web-ops")
     assert sum(path.stat().st_size for path in Path(FOLDER).glob("web-*.png")) < 400_000
 
 
