@@ -1,0 +1,74 @@
+"""A server to measure: `sd35 serve --engine null`, a process of its own over a folder that goes afterwards.
+
+Its processor time is read from /proc, because it says what a request costs whatever else the machine does;
+latencies on a busy machine say what the neighbours cost.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+from sd35.errors import UnavailableError
+
+WORDS = "sd35 serves on "
+COMMITS = 200  # flushes to the disk whose median is told
+# Nothing is refused for being too much: that is another measurement.
+ROOM = "--max-queued=1000000", "--max-queued-per-key=1000000"
+
+
+@dataclass(frozen=True)
+class NullServer:
+    """A server that was started for this run."""
+
+    url: str
+    pid: int
+    commit_ms: float  # what its disk takes to keep 4 KiB, at the median
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """User and system time so far: of the server itself, and of its workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
+        return _cpu_seconds(self.pid), sum(_cpu_seconds(int(child)) for child in children)
+
+
+@contextmanager
+def null_server(models: str) -> Iterator[NullServer]:
+    """The server, until the block ends."""
+    with TemporaryDirectory(prefix="sd35-bench-serve-", ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, "-m", "sd35", "serve", "--engine=null", "--port=0", f"--data-dir={folder}"]
+        process = subprocess.Popen([*command, f"--models={models}", *ROOM], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().strip()
+            if not line.startswith(WORDS):
+                raise UnavailableError(
+                    "`sd35 serve --engine null` did not start: its own words are above; try it by itself."
+                )
+            yield NullServer(line.removeprefix(WORDS), process.pid, _commit_ms(Path(folder)))
+        finally:
+            # What waits in its queue is of no use to anybody, so it need not drain.
+            process.kill()
+            process.communicate()
+
+
+def _commit_ms(folder: Path) -> float:
+    times = []
+    with NamedTemporaryFile(dir=folder) as file:
+        for _ in range(COMMITS):
+            file.write(bytes(4096))
+            file.flush()
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - begin)
+    return 1e3 * sorted(times)[COMMITS // 2]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """utime and stime, fields 14 and 15 of /proc/PID/stat. Source: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

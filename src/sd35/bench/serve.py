@@ -1,0 +1,177 @@
+"""How a server bears it: each face by one client, at a steady rate and by many at once, then accepts alone.
+
+With the null engine a picture costs nothing, so what a request takes is the layer's own: HTTP, checks,
+database, queue, pipe to the worker, PNG, storage. Each row is one loop; the first pair of one client is the
+overhead that the others add their waiting to. Accepts leave a queue behind, so they come last, and only at a
+server that was started for this.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx2
+
+from sd35.bench.faces import Faces
+from sd35.bench.load import Answers, Ask, closed_loop, open_loop, percentile
+from sd35.bench.null_server import NullServer, null_server
+from sd35.errors import NetworkError, RequestError
+
+NULL = "null"
+WARM_UP = 20  # requests before the first row, by one client
+MINUTES_A_DAY = 1440
+
+OnRow = Callable[["ServeReport", "ServeRow"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServePlan:
+    """What to press on, and how hard; `asked` are fields of a job, beside the prompt."""
+
+    target: str  # a URL, or "null"
+    clients: int = 16
+    rate: float = 20.0  # requests a second
+    seconds: float = 10.0  # of each row
+    models: str = "demo"  # of a server that is started for this
+    key: str | None = field(default=None, repr=False)
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("clients", "rate", "seconds"):
+            if not getattr(self, name) > 0:
+                raise RequestError(f"{name} is {getattr(self, name):g}: give more than 0.")
+        if self.target != NULL and not self.target.startswith(("http://", "https://")):
+            raise RequestError(
+                f"--serve can't be {self.target!r}: give the server's http:// or https:// address, or null to "
+                "have one started."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeRow:
+    """One loop's figures; times in milliseconds, None where nothing succeeded."""
+
+    errand: str  # openai, native: from asking to the picture; accept: to the acknowledgement
+    loop: str  # closed, open
+    clients: int | None = None
+    rate: float | None = None
+    succeeded: int
+    failed: dict[str, int]
+    per_second: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    images_per_minute: float | None  # None for accepts, which are not pictures yet
+    images_per_day: float | None
+    server_cpu_ms: float | None  # the server's own processor time for each success, None for a URL
+    worker_cpu_ms: float | None
+
+
+@dataclass
+class ServeReport:
+    """All rows and what they were measured on."""
+
+    machine: dict[str, Any]
+    server: str
+    asked: dict[str, Any]
+    seconds: float
+    commit_ms: float | None = None
+    load_average: dict[str, tuple[float, ...]] = field(default_factory=dict)  # 1, 5, 15 min
+    rows: list[ServeRow] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def bench_serve(plan: ServePlan, machine: dict[str, Any], on_row: OnRow) -> ServeReport:
+    """All rows, one after the other; NetworkError where no server answers."""
+    report = ServeReport(machine, "given" if plan.target != NULL else "null", plan.asked, plan.seconds)
+    report.load_average["before"] = os.getloadavg()
+    with ExitStack() as stack:
+        server = stack.enter_context(null_server(plan.models)) if plan.target == NULL else None
+        report.commit_ms = server.commit_ms if server else None
+        url = server.url if server else plan.target
+        _ask_whether_ready(url)
+        asyncio.run(_rows(plan, url, server, report, on_row))
+    report.load_average["after"] = os.getloadavg()
+    return report
+
+
+async def _rows(
+    plan: ServePlan, url: str, server: NullServer | None, report: ServeReport, on_row: OnRow
+) -> None:
+    async with Faces(url, plan.key, plan.asked) as faces:
+        if server is not None:
+            for _ in range(WARM_UP):
+                await faces.openai()
+        errands: list[tuple[str, Ask]] = [("openai", faces.openai), ("native", faces.native)]
+        loops = [
+            {"loop": "closed", "clients": 1},
+            {"loop": "open", "rate": plan.rate},
+            {"loop": "closed", "clients": plan.clients},
+        ]
+        turns = [(name, ask, how) for name, ask in errands for how in loops]
+        if server is not None:
+            turns.append(("accept", faces.accept, loops[-1]))
+        for name, ask, how in turns:
+            before = server.cpu_seconds() if server else None
+            answers = await _pressed(ask, plan.seconds, **how)
+            after = server.cpu_seconds() if server else None
+            report.rows.append(_row(name, answers, before, after, plan.asked.get("n", 1), **how))
+            on_row(report, report.rows[-1])
+
+
+def _pressed(
+    ask: Ask, seconds: float, *, loop: str, clients: int = 1, rate: float = 1.0
+) -> Awaitable[Answers]:
+    return closed_loop(ask, clients, seconds) if loop == "closed" else open_loop(ask, rate, seconds)
+
+
+def _row(
+    errand: str,
+    answers: Answers,
+    before: tuple[float, float] | None,
+    after: tuple[float, float] | None,
+    images: int,
+    **how: Any,
+) -> ServeRow:
+    count = len(answers.times)
+    p50, p95, p99 = (percentile(answers.times, share) for share in (0.5, 0.95, 0.99))
+    a_minute = None if errand == "accept" else 60 * answers.per_second * images
+    return ServeRow(
+        errand=errand,
+        **how,
+        succeeded=count,
+        failed=dict(answers.failures),
+        per_second=answers.per_second,
+        p50_ms=None if p50 is None else 1e3 * p50,
+        p95_ms=None if p95 is None else 1e3 * p95,
+        p99_ms=None if p99 is None else 1e3 * p99,
+        images_per_minute=a_minute,
+        images_per_day=None if a_minute is None else MINUTES_A_DAY * a_minute,
+        server_cpu_ms=_each(before, after, 0, count),
+        worker_cpu_ms=_each(before, after, 1, count),
+    )
+
+
+def _each(
+    before: tuple[float, float] | None, after: tuple[float, float] | None, which: int, count: int
+) -> float | None:
+    if before is None or after is None or not count:
+        return None
+    return 1e3 * (after[which] - before[which]) / count
+
+
+def _ask_whether_ready(url: str) -> None:
+    try:
+        answer = httpx2.get(f"{url.rstrip('/')}/readyz", timeout=30.0, trust_env=False)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise NetworkError(f"No server answers at {url} ({error}): start it, or correct --serve.") from error
+    if answer.status_code != 200:
+        raise NetworkError(
+            f"{url}/readyz answers {answer.status_code}: it is no sd35 server, or it takes no jobs now."
+        )
