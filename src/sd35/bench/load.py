@@ -2,7 +2,8 @@
 
 Closed loop: so many clients, each of which asks again as soon as it has its answer. It finds the throughput,
 and hides waiting: a slow server is asked less often. Open loop: requests come at a rate of their own, as from
-people who don't know of each other, and each one's time runs from the moment it was due. It shows the waiting.
+people who don't know of each other, and each one's time runs from the moment it was due. It shows
+the waiting.
 Source: Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A Cautionary Tale" (NSDI 2006).
 """
 

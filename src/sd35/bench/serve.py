@@ -45,8 +45,8 @@ class ServePlan:
                 raise RequestError(f"{name} is {getattr(self, name):g}: give more than 0.")
         if self.target != NULL and not self.target.startswith(("http://", "https://")):
             raise RequestError(
-                f"--serve can't be {self.target!r}: give the server's http:// or https:// address, or null to "
-                "have one started."
+                f"--serve can't be {self.target!r}: give a server's http:// or https:// address, or null to have "
+                "one started."
             )
 
 

@@ -17,7 +17,7 @@ from sd35.errors import AccessError, MissingError, Sd35Error
 from sd35.serving import native, openai_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
@@ -170,4 +170,4 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     if isinstance(error, Sd35Error):
         return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _render(request.url.path, ServiceError(Problem.BUG, "The server has a bug; its log has more."))
+    return _render(request.url.path, ServiceError(Problem.BUG, BUG_WORDS))

@@ -115,7 +115,7 @@ class KeyStore:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
-        os.close(self._counting)
+        os.close(self._counting)  # afterwards: closing it ends this process's locks on the file
 
     @property
     def is_current(self) -> bool:

@@ -7,6 +7,7 @@ its environment, and nowhere else.
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from sd35.errors import RequestError
@@ -87,15 +88,21 @@ class ServerSettings:
 
     def catalogue(self) -> dict[str, Model]:
         """The models by name; the first is the one that a request without a model gets."""
-        models = [Model.parse(text.strip()) for text in self.models.split(",") if text.strip()]
-        if not models:
-            raise RequestError("models names no model: give at least one, such as demo.")
-        return {model.name: model for model in models}
+        return dict(_catalogue(self.models))
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in LOOPBACK
+
+
+@lru_cache(maxsize=8)
+def _catalogue(names: str) -> dict[str, Model]:
+    """Every request asks for it."""
+    models = [Model.parse(text.strip()) for text in names.split(",") if text.strip()]
+    if not models:
+        raise RequestError("models names no model: give at least one, such as demo.")
+    return {model.name: model for model in models}
 
 
 def from_sources(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServerSettings:

@@ -64,6 +64,7 @@ class Store:
             sa.event.listen(self._engine, "connect", _make_durable)
         metadata.create_all(self._engine)
         self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._connection: sa.Connection | None = None  # the writer's own, opened and closed by it
         self._writer = threading.Thread(target=self._write, name="sd35-store", daemon=True)
         self._writer.start()
 
@@ -172,6 +173,7 @@ class Store:
     def _write(self) -> None:
         while (first := self._waiting.get()) is not None:
             self._commit(self._group(first))
+        self._let_go()
 
     def _group(self, first: _Write) -> list[_Write]:
         """The first write and all that wait with it; where everybody in it has patience, those that come."""
@@ -191,9 +193,12 @@ class Store:
     def _commit(self, group: list[_Write]) -> None:
         """One transaction for all; if it fails, one for each, so that nobody suffers for a neighbour."""
         try:
-            with self._engine.begin() as connection:
+            connection = self._connection or self._engine.connect()
+            self._connection = connection
+            with connection.begin():
                 results = [write.operation(connection) for write in group]
         except SQLAlchemyError as error:
+            self._let_go()
             if len(group) == 1:
                 group[0].future.set_exception(error)
             else:
@@ -203,6 +208,12 @@ class Store:
         for write, result in zip(group, results, strict=True):
             if not write.future.cancelled():
                 write.future.set_result(result)
+
+    def _let_go(self) -> None:
+        """End the writer's connection; what comes next opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _make_durable(connection: Any, _: Any) -> None:
