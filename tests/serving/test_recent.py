@@ -9,7 +9,7 @@ from .stores import Memory
 
 
 def test_what_was_stored_last_needs_no_store() -> None:
-    """A picture just stored is there though the store has gone; an older one beyond the bound asks the store."""
+    """A picture just stored is there though the store has gone; an older one, beyond the bound, is not."""
     memory = Memory()
     storage = RecentPictures(memory, limit=5)
     storage.put("old.png", b"1234")

@@ -37,6 +37,11 @@ class Faces:
         for client in self._made:
             await client.aclose()
 
+    async def livez(self) -> None:
+        """Ask whether the process answers."""
+        async with self._client() as client:
+            _expect(await client.get("/livez"), 200)
+
     async def openai(self) -> None:
         """Ask for pictures and get them."""
         body: dict[str, Any] = {"prompt": PROMPT, "n": self._asked.get("n", 1)}

@@ -37,9 +37,10 @@ class NullServer:
 
 
 @contextmanager
-def null_server(models: str) -> Iterator[NullServer]:
-    """The server, until the block ends."""
-    with TemporaryDirectory(prefix="sd35-bench-serve-", ignore_cleanup_errors=True) as folder:
+def null_server(models: str, data_dir: Path | None = None) -> Iterator[NullServer]:
+    """The server, until the block ends; over a folder of its own unless it is given one."""
+    with TemporaryDirectory(prefix="sd35-bench-serve-", ignore_cleanup_errors=True) as temporary:
+        folder = data_dir or Path(temporary)
         command = [sys.executable, "-m", "sd35", "serve", "--engine=null", "--port=0", f"--data-dir={folder}"]
         process = subprocess.Popen([*command, f"--models={models}", *ROOM], stdout=subprocess.PIPE, text=True)
         try:
@@ -49,7 +50,7 @@ def null_server(models: str) -> Iterator[NullServer]:
                 raise UnavailableError(
                     "`sd35 serve --engine null` did not start: its own words are above; try it by itself."
                 )
-            yield NullServer(line.removeprefix(WORDS), process.pid, _commit_ms(Path(folder)))
+            yield NullServer(line.removeprefix(WORDS), process.pid, _commit_ms(folder))
         finally:
             # What waits in its queue is of no use to anybody, so it need not drain.
             process.kill()

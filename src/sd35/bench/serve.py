@@ -1,14 +1,14 @@
 """How a server bears it: each face by one client, at a steady rate and by many at once, then accepts alone.
 
 With the null engine a picture costs nothing, so what a request takes is the layer's own: HTTP, checks,
-database, queue, pipe to the worker, PNG, storage. Each row is one loop; the first pair of one client is the
-overhead that the others add their waiting to. Accepts leave a queue behind, so they come last, and only at a
-server that was started for this.
+database, queue, pipe to the worker, PNG, storage. The row `livez` is HTTP alone, and the client's share of
+every other row. Accepts leave a queue behind, so they come last, and only at a server that was started for
+this; the null worker goes on drawing meanwhile.
 """
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from sd35.bench.null_server import NullServer, null_server
 from sd35.errors import NetworkError, RequestError
 
 NULL = "null"
+PICTURES = ("openai", "native")  # errands that end with pictures
 WARM_UP = 20  # requests before the first row, by one client
 MINUTES_A_DAY = 1440
 
@@ -45,9 +46,24 @@ class ServePlan:
                 raise RequestError(f"{name} is {getattr(self, name):g}: give more than 0.")
         if self.target != NULL and not self.target.startswith(("http://", "https://")):
             raise RequestError(
-                f"--serve can't be {self.target!r}: give a server's http:// or https:// address, or null to have "
-                "one started."
+                f"--serve can't be {self.target!r}: give a server's http:// or https:// address, or null to "
+                "have one started."
             )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """So many clients (closed), or requests a second (open)."""
+
+    clients: int | None = None
+    rate: float | None = None
+
+    async def press(self, ask: Ask, seconds: float) -> Answers:
+        """Ask for so long."""
+        if self.clients is not None:
+            return await closed_loop(ask, self.clients, seconds)
+        assert self.rate is not None, "a loop has clients or a rate"
+        return await open_loop(ask, self.rate, seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +71,15 @@ class ServeRow:
     """One loop's figures; times in milliseconds, None where nothing succeeded."""
 
     errand: str  # openai, native: from asking to the picture; accept: to the acknowledgement
-    loop: str  # closed, open
-    clients: int | None = None
-    rate: float | None = None
+    clients: int | None  # of a closed loop
+    rate: float | None  # of an open one, requests a second
     succeeded: int
     failed: dict[str, int]
     per_second: float
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
-    images_per_minute: float | None  # None for accepts, which are not pictures yet
+    images_per_minute: float | None  # None where no pictures come
     images_per_day: float | None
     server_cpu_ms: float | None  # the server's own processor time for each success, None for a URL
     worker_cpu_ms: float | None
@@ -108,62 +123,48 @@ async def _rows(
         if server is not None:
             for _ in range(WARM_UP):
                 await faces.openai()
-        errands: list[tuple[str, Ask]] = [("openai", faces.openai), ("native", faces.native)]
-        loops = [
-            {"loop": "closed", "clients": 1},
-            {"loop": "open", "rate": plan.rate},
-            {"loop": "closed", "clients": plan.clients},
-        ]
-        turns = [(name, ask, how) for name, ask in errands for how in loops]
-        if server is not None:
-            turns.append(("accept", faces.accept, loops[-1]))
-        for name, ask, how in turns:
+        for errand, ask, loop in _turns(plan, faces, with_accepts=server is not None):
             before = server.cpu_seconds() if server else None
-            answers = await _pressed(ask, plan.seconds, **how)
+            answers = await loop.press(ask, plan.seconds)
             after = server.cpu_seconds() if server else None
-            report.rows.append(_row(name, answers, before, after, plan.asked.get("n", 1), **how))
+            cost = None if before is None or after is None else (after[0] - before[0], after[1] - before[1])
+            images = plan.asked.get("n", 1) if errand in PICTURES else None
+            report.rows.append(row_of(errand, loop, answers, cost, images))
             on_row(report, report.rows[-1])
 
 
-def _pressed(
-    ask: Ask, seconds: float, *, loop: str, clients: int = 1, rate: float = 1.0
-) -> Awaitable[Answers]:
-    return closed_loop(ask, clients, seconds) if loop == "closed" else open_loop(ask, rate, seconds)
+def _turns(plan: ServePlan, faces: Faces, *, with_accepts: bool) -> list[tuple[str, Ask, Loop]]:
+    alone, steady, crowd = Loop(clients=1), Loop(rate=plan.rate), Loop(clients=plan.clients)
+    turns: list[tuple[str, Ask, Loop]] = [("livez", faces.livez, alone)]
+    for errand, ask in zip(PICTURES, (faces.openai, faces.native), strict=True):
+        turns += [(errand, ask, loop) for loop in (alone, steady, crowd)]
+    return [*turns, ("accept", faces.accept, crowd)] if with_accepts else turns
 
 
-def _row(
-    errand: str,
-    answers: Answers,
-    before: tuple[float, float] | None,
-    after: tuple[float, float] | None,
-    images: int,
-    **how: Any,
+def row_of(
+    errand: str, loop: Loop, answers: Answers, cost: tuple[float, float] | None, images: int | None
 ) -> ServeRow:
+    """A loop's figures; `cost` in processor seconds of server and worker, `images` in each answer."""
     count = len(answers.times)
-    p50, p95, p99 = (percentile(answers.times, share) for share in (0.5, 0.95, 0.99))
-    a_minute = None if errand == "accept" else 60 * answers.per_second * images
+    shares = (percentile(answers.times, share) for share in (0.5, 0.95, 0.99))
+    p50, p95, p99 = (None if value is None else 1e3 * value for value in shares)
+    server, worker = (None, None) if cost is None or not count else (1e3 * part / count for part in cost)
+    a_minute = None if images is None else 60 * answers.per_second * images
     return ServeRow(
         errand=errand,
-        **how,
+        clients=loop.clients,
+        rate=loop.rate,
         succeeded=count,
         failed=dict(answers.failures),
         per_second=answers.per_second,
-        p50_ms=None if p50 is None else 1e3 * p50,
-        p95_ms=None if p95 is None else 1e3 * p95,
-        p99_ms=None if p99 is None else 1e3 * p99,
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
         images_per_minute=a_minute,
         images_per_day=None if a_minute is None else MINUTES_A_DAY * a_minute,
-        server_cpu_ms=_each(before, after, 0, count),
-        worker_cpu_ms=_each(before, after, 1, count),
+        server_cpu_ms=server,
+        worker_cpu_ms=worker,
     )
-
-
-def _each(
-    before: tuple[float, float] | None, after: tuple[float, float] | None, which: int, count: int
-) -> float | None:
-    if before is None or after is None or not count:
-        return None
-    return 1e3 * (after[which] - before[which]) / count
 
 
 def _ask_whether_ready(url: str) -> None:
