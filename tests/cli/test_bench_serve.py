@@ -19,7 +19,7 @@ def test_a_server_is_started_and_pressed(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "--serve", "null", *SHORT, *flags]) == 0
     result = json.loads(out.read_text())
     loops = [(None, 1), (10, None), (None, 2)]
-    expected = [("livez", None, 1), *(("openai", *loop) for loop in loops),
+    expected = [("livez", None, 1), ("livez", 10, None), *(("openai", *loop) for loop in loops),
                 *(("native", *loop) for loop in loops), ("accept", None, 2)]  # fmt: skip
     assert [(row["errand"], row["rate"], row["clients"]) for row in result["rows"]] == expected
     for row in result["rows"]:
@@ -40,7 +40,7 @@ def test_a_running_server_is_pressed_and_left_alone(capsys: pytest.CaptureFixtur
     with null_server("demo") as server:
         assert main(["bench", "--serve", server.url, *SHORT, "--json"]) == 0
         result = json.loads(capsys.readouterr().out)
-        assert [row["errand"] for row in result["rows"]] == ["livez"] + ["openai"] * 3 + ["native"] * 3
+        assert [row["errand"] for row in result["rows"]] == ["livez"] * 2 + ["openai"] * 3 + ["native"] * 3
         assert all(row["server_cpu_ms"] is None for row in result["rows"])
         assert server.url not in json.dumps({**result, "machine": None})
 

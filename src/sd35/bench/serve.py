@@ -135,7 +135,7 @@ async def _rows(
 
 def _turns(plan: ServePlan, faces: Faces, *, with_accepts: bool) -> list[tuple[str, Ask, Loop]]:
     alone, steady, crowd = Loop(clients=1), Loop(rate=plan.rate), Loop(clients=plan.clients)
-    turns: list[tuple[str, Ask, Loop]] = [("livez", faces.livez, alone)]
+    turns: list[tuple[str, Ask, Loop]] = [("livez", faces.livez, loop) for loop in (alone, steady)]
     for errand, ask in zip(PICTURES, (faces.openai, faces.native), strict=True):
         turns += [(errand, ask, loop) for loop in (alone, steady, crowd)]
     return [*turns, ("accept", faces.accept, crowd)] if with_accepts else turns
