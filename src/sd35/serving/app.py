@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
-from sd35.errors import AccessError, MissingError, Sd35Error
+from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
 from sd35.serving import native, openai_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
@@ -168,6 +168,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Whatever nobody expected; what it was is in the log only."""
     if isinstance(error, Sd35Error):
-        return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
+        is_ours = isinstance(error, UnavailableError)
+        problem = Problem.STORE_FAILED if is_ours else Problem.INVALID_REQUEST
+        return _render(request.url.path, ServiceError(problem, str(error)))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _render(request.url.path, ServiceError(Problem.BUG, BUG_WORDS))

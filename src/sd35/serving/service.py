@@ -30,7 +30,7 @@ from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
-from sd35.serving.store import Store
+from sd35.serving.store import Store, database_failed
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
@@ -328,14 +328,6 @@ class JobService:
     def _refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
-
-
-def database_failed(error: SQLAlchemyError) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
 
 
 async def _within(seconds: float, waiting: Any) -> None:

@@ -10,6 +10,7 @@ SQLite runs with WAL and synchronous=FULL: a commit survives a power cut. https:
 The statements that every job needs are built once, below: building one costs more than running it.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -19,10 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sd35.serving.jobs import FINAL, Job, JobError, JobImage, Priority, Spec, State
+from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.tables import attempts, jobs, metadata
+
+log = logging.getLogger(__name__)
 
 Operation = Callable[[sa.Connection], Any]
 LARGEST_GROUP = 512
@@ -30,11 +34,15 @@ LARGEST_GROUP = 512
 # lost with the server is an attempt that nobody counts.
 LEASE_PATIENCE_S = 0.05
 
+# What SQLite says, and what it means. Source: https://sqlite.org/rescode.html
+_SIGNS = {"locked": "another process holds it", "full": "its disk is full", "disk I/O": "its disk fails"}
+
 _UNFINISHED = sa.and_(*(jobs.c.state != state.value for state in sorted(FINAL)))
 _THIS_JOB = jobs.c.id == sa.bindparam("this_job")
 _ACCEPT = sa.insert(jobs)
 _START = sa.update(jobs).where(_THIS_JOB)
-_END = sa.update(jobs).where(_THIS_JOB & (jobs.c.token == sa.bindparam("this_token")) & _UNFINISHED)
+# A lower token on the disk is that of a lease which could not be written: the attempt is still the latest.
+_END = sa.update(jobs).where(_THIS_JOB & (jobs.c.token <= sa.bindparam("this_token")) & _UNFINISHED)
 _BEGIN_ATTEMPT = sa.insert(attempts)
 _END_ATTEMPT = sa.update(attempts).where(
     (attempts.c.job_id == sa.bindparam("this_job"))
@@ -191,7 +199,10 @@ class Store:
         return group
 
     def _commit(self, group: list[_Write]) -> None:
-        """One transaction for all; if it fails, one for each, so that nobody suffers for a neighbour."""
+        """One transaction for all; if it fails, one for each, so that nobody suffers for a neighbour.
+
+        A database that is locked, full or away would fail each of them alike, after as long a wait each.
+        """
         try:
             connection = self._connection or self._engine.connect()
             self._connection = connection
@@ -199,8 +210,9 @@ class Store:
                 results = [write.operation(connection) for write in group]
         except SQLAlchemyError as error:
             self._let_go()
-            if len(group) == 1:
-                group[0].future.set_exception(error)
+            if len(group) == 1 or isinstance(error, OperationalError):
+                for write in group:
+                    write.future.set_exception(error)
             else:
                 for one in group:
                     self._commit([one])
@@ -214,6 +226,18 @@ class Store:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def database_failed(error: SQLAlchemyError) -> ServiceError:
+    """A database that does not answer, as an answer. The whole error is in the log: it may name hosts."""
+    log.error("database: %s", error)
+    said = str(getattr(error, "orig", error))
+    reason = next((words for sign, words in _SIGNS.items() if sign in said), "the server's log says why")
+    return ServiceError(
+        Problem.STORE_FAILED,
+        f"The database of jobs can't be used just now ({reason}): come again.",
+        retry_after_s=5,
+    )
 
 
 def _make_durable(connection: Any, _: Any) -> None:
