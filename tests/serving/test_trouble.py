@@ -63,7 +63,7 @@ def test_locked_database_is_told_and_passes(start_server: ServerFactory, tmp_pat
 
 
 def test_job_that_ends_while_the_database_is_locked(start_server: ServerFactory, tmp_path: Path) -> None:
-    """Neither its lease nor its end can be written at first; its end is, once the lock is gone, for good."""
+    """Its end is not told while it can't be written; once the lock is gone it is, and a restart knows it."""
     served, database = start_server(rough=True), tmp_path / "data" / "jobs.sqlite3"
     slow = served.post(prompt="slow")["id"]
     served.until(slow, lambda name, data: name == "progress")

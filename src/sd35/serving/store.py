@@ -67,7 +67,7 @@ class Store:
     """Jobs on disk. Writing answers with a Future that is done when the disk has it; reading blocks."""
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
+        self._engine = sa.create_engine(url, hide_parameters=True)  # errors are logged, prompts are not
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _make_durable)
         metadata.create_all(self._engine)
