@@ -13,6 +13,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from sd35.serving.store import LOCK_S
+
 from .conftest import Served, ServerFactory
 from .stores import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -71,7 +73,7 @@ def test_job_that_ends_while_the_database_is_locked(start_server: ServerFactory,
     with locked(database):
         cancelling = cancel(served, slow)
         served.until(job_id, lambda name, data: data.get("state") == "saving")
-        threading.Event().wait(6)  # SQLite waits five seconds for a lock
+        threading.Event().wait(2 * LOCK_S)
         assert served.job(job_id)["state"] == "saving"
     cancelling.join(30)
     ended = served.end(job_id)

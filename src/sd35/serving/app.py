@@ -21,6 +21,7 @@ from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
+STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
         yield
-        await gateway.service.stop()
+        try:
+            await asyncio.wait_for(gateway.service.stop(), STOP_S)
+        except TimeoutError:
+            log.warning("stopped without writing everything; the next start takes it up")
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
@@ -58,8 +62,12 @@ async def livez() -> dict[str, str]:
 
 async def readyz(request: Request) -> JSONResponse:
     """Whether a job would be taken and worked on."""
-    is_ready = gateway_of(request).service.is_ready()
-    return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+    service = gateway_of(request).service
+    if service.is_ready():
+        return JSONResponse({"status": "ready"})
+    is_full = len(service.queue) >= service.settings.max_queued
+    reason = "draining" if service.is_draining else "queue full" if is_full else "nobody draws"
+    return JSONResponse({"status": "not ready", "reason": reason}, 503)
 
 
 async def picture(name: str, request: Request, expires: str = "", signature: str = "") -> Response:

@@ -6,6 +6,7 @@ the database for the next start. The second one stops at once. Neither loses a j
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
 import sys
@@ -24,10 +25,14 @@ from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
 
+log = logging.getLogger(__name__)
+
 Announce = Callable[[str], None]
 
 LOCK = "server.lock"
 DATABASE = "jobs.sqlite3"
+# With settings.drain_s, app.STOP_S and two waits of the store's writer for a lock, less than 30 s.
+SAVING_S, CLOSING_S = 1, 2
 # A thread that has come back from the disk waits this long for the interpreter before it demands it. Python's
 # 5 ms are for threads that compute; ours (writer, storage, the workers' pipes) want it for microseconds.
 SWITCH_S = 0.0005
@@ -110,7 +115,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 def _run(gateway: Gateway, listening: socket.socket, announce: Announce) -> None:
     config = uvicorn.Config(
-        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=3
+        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=CLOSING_S
     )
     host, port = listening.getsockname()[:2]
     announce(f"http://{host}:{port}")
@@ -133,5 +138,8 @@ class PatientServer(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self._service.drain()
+        try:
+            await asyncio.wait_for(self._service.drain(), self._service.settings.drain_s + SAVING_S)
+        except TimeoutError:
+            log.warning("not everything could be saved in time; the next start takes it up")
         self.should_exit = True

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Operation = Callable[[sa.Connection], Any]
 LARGEST_GROUP = 512
+LOCK_S = 2.0  # that a write waits for another process's lock
 # A lease may wait this long for another write to share its commit with: nobody waits for it, and one that is
 # lost with the server is an attempt that nobody counts.
 LEASE_PATIENCE_S = 0.05
@@ -241,7 +242,7 @@ def database_failed(error: SQLAlchemyError) -> ServiceError:
 
 
 def _make_durable(connection: Any, _: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={round(1000 * LOCK_S)}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
