@@ -27,7 +27,7 @@ def test_a_server_is_started_and_pressed(tmp_path: Path, capsys: pytest.CaptureF
         assert row["failed"] == {}
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["server_cpu_ms"] is not None
-    drawn = result["rows"][1]
+    drawn = next(row for row in result["rows"] if row["errand"] == "openai")
     assert drawn["images_per_minute"] == pytest.approx(2 * 60 * drawn["per_second"])
     assert result["rows"][-1]["images_per_minute"] is None
     assert {"cpu", "threads", "commit", "command", "date"} <= set(result["machine"])
@@ -62,6 +62,7 @@ def test_refusals_are_counted() -> None:
         (["--serve", "null", "--clients", "0"], 2, "clients"),
         (["--serve", "null", "--rate", "-1"], 2, "rate"),
         (["--serve", "null", "--quick"], 2, "--quick says nothing about a server"),
+        (["--serve", "null", "--device", "cpu"], 2, "--device says nothing about a server"),
         (["--serve", "null", "--models", "stranger"], 4, "did not start"),
         (["--serve", "http://127.0.0.1:9"], 4, "No server answers at http://127.0.0.1:9"),
         (["--serve", "null", "--key-file", "/no/such/key"], 4, "--key-file"),

@@ -4,19 +4,21 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd35.cli.console import print_json
 from sd35.cli.output import write_whole
+from sd35.config import RuntimeConfig
 from sd35.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from sd35.bench.serve import ServePlan, ServeReport, ServeRow
 
 # Flags of `sd35 bench` that say nothing about a server.
-_STRANGERS = ("variant", "quick", "peers", "also", "guidance_scale", "stage", "rounds", "chart", "no_profile",
-              "keep_caches")  # fmt: skip
+_STRANGERS = ("variant", "quick", "peers", "also", "caps", "checkpoint", "guidance_scale", "stage", "rounds",
+              "no_profile", "keep_caches", "chart", *(field.name for field in fields(RuntimeConfig)))  # fmt: skip
 _FIELDS = ("clients", "rate", "seconds", "models")
 
 
