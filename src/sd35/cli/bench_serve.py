@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from sd35.bench.serve import ServePlan, ServeReport, ServeRow
 
 # Flags of `sd35 bench` that say nothing about a server.
-_STRANGERS = ("variant", "quick", "peers", "also", "caps", "checkpoint", "guidance_scale", "stage", "rounds",
-              "no_profile", "keep_caches", "chart", *(field.name for field in fields(RuntimeConfig)))  # fmt: skip
+_STRANGERS = (
+    *("variant", "quick", "peers", "also", "caps", "checkpoint", "guidance_scale", "stage", "rounds"),
+    *("no_profile", "keep_caches", "chart"),
+    *(field.name for field in fields(RuntimeConfig)),
+)
 _FIELDS = ("clients", "rate", "seconds", "models")
 
 
