@@ -19,8 +19,9 @@ def test_a_server_is_started_and_pressed(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "--serve", "null", *SHORT, *flags]) == 0
     result = json.loads(out.read_text())
     loops = [(None, 1), (10, None), (None, 2)]
-    expected = [("livez", None, 1), ("livez", 10, None), *(("openai", *loop) for loop in loops),
-                *(("native", *loop) for loop in loops), ("accept", None, 2)]  # fmt: skip
+    expected = [("livez", None, 1), ("livez", 10, None)]
+    expected += [(face, *loop) for face in ("openai", "native") for loop in loops]
+    expected += [("accept", None, 2), ("accept+draw", None, 2)]
     assert [(row["errand"], row["rate"], row["clients"]) for row in result["rows"]] == expected
     for row in result["rows"]:
         assert row["succeeded"] >= 1

@@ -5,6 +5,7 @@ latencies on a busy machine say what the neighbours cost.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from sd35.errors import UnavailableError
 WORDS = "sd35 serves on "
 COMMITS = 200  # flushes to the disk whose median is told
 # Nothing is refused for being too much: that is another measurement.
-ROOM = "--max-queued=1000000", "--max-queued-per-key=1000000"
+ROOM = "--max-queued=1000000", "--max-queued-per-key=1000000", "--silence-s=3600"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,24 @@ class NullServer:
 
     def cpu_seconds(self) -> tuple[float, float]:
         """User and system time so far: of the server itself, and of its workers."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
-        return _cpu_seconds(self.pid), sum(_cpu_seconds(int(child)) for child in children)
+        return _cpu_seconds(self.pid), sum(_cpu_seconds(worker) for worker in self.workers())
+
+    def workers(self) -> list[int]:
+        """The processes that draw."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii")
+        return [int(child) for child in children.split()]
+
+    @contextmanager
+    def busy_workers(self) -> Iterator[None]:
+        """Workers that finish nothing, as with a long picture on the card: they are stopped, and go on."""
+        stopped = self.workers()
+        for worker in stopped:
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in stopped:
+                os.kill(worker, signal.SIGCONT)
 
 
 @contextmanager

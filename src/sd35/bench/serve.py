@@ -3,13 +3,14 @@
 With the null engine a picture costs nothing, so what a request takes is the layer's own: HTTP, checks,
 database, queue, pipe to the worker, PNG, storage. The row `livez` is HTTP alone, and the client's share of
 every other row. Accepts leave a queue behind, so they come last, and only at a server that was started for
-this; the null worker goes on drawing meanwhile.
+this: first with a worker that is busy, as with a long picture on its card, then with one that draws meanwhile
+as fast as it can, which no card does.
 """
 
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from sd35.errors import NetworkError, RequestError
 
 NULL = "null"
 PICTURES = ("openai", "native")  # errands that end with pictures
+ACCEPT, ACCEPT_AND_DRAW = "accept", "accept+draw"
 WARM_UP = 20  # requests before the first row, by one client
 MINUTES_A_DAY = 1440
 
@@ -70,7 +72,7 @@ class Loop:
 class ServeRow:
     """One loop's figures; times in milliseconds, None where nothing succeeded."""
 
-    errand: str  # openai, native: from asking to the picture; accept: to the acknowledgement
+    errand: str  # openai, native: from asking to the picture; accept, accept+draw: to the acknowledgement
     clients: int | None  # of a closed loop
     rate: float | None  # of an open one, requests a second
     succeeded: int
@@ -125,7 +127,8 @@ async def _rows(
                 await faces.openai()
         for errand, ask, loop in _turns(plan, faces, with_accepts=server is not None):
             before = server.cpu_seconds() if server else None
-            answers = await loop.press(ask, plan.seconds)
+            with server.busy_workers() if server and errand == ACCEPT else nullcontext():
+                answers = await loop.press(ask, plan.seconds)
             after = server.cpu_seconds() if server else None
             cost = None if before is None or after is None else (after[0] - before[0], after[1] - before[1])
             images = plan.asked.get("n", 1) if errand in PICTURES else None
@@ -138,7 +141,8 @@ def _turns(plan: ServePlan, faces: Faces, *, with_accepts: bool) -> list[tuple[s
     turns: list[tuple[str, Ask, Loop]] = [("livez", faces.livez, loop) for loop in (alone, steady)]
     for errand, ask in zip(PICTURES, (faces.openai, faces.native), strict=True):
         turns += [(errand, ask, loop) for loop in (alone, steady, crowd)]
-    return [*turns, ("accept", faces.accept, crowd)] if with_accepts else turns
+    accepts = [(errand, faces.accept, crowd) for errand in (ACCEPT, ACCEPT_AND_DRAW)]
+    return [*turns, *accepts] if with_accepts else turns
 
 
 def row_of(

@@ -60,8 +60,8 @@ def run(
 
 
 HEAD = (
-    f"{'errand':8}{'load':>12}{'done':>8}{'failed':>8}{'a second':>10}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
-    f"{'CPU ms':>8}{'images/min':>12}{'images/day':>12}"
+    f"{'errand':12}{'load':>12}{'done':>8}{'failed':>8}{'a second':>10}"
+    f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'CPU ms':>8}{'images/min':>12}{'images/day':>12}"
 )
 
 
@@ -70,7 +70,7 @@ def line(row: "ServeRow") -> str:
     load = f"{row.rate:g} a second" if row.clients is None else f"{row.clients} at once"
     times = "".join(_number(value, 9, 2) for value in (row.p50_ms, row.p95_ms, row.p99_ms))
     return (
-        f"{row.errand:8}{load:>12}{row.succeeded:>8}{sum(row.failed.values()):>8}{row.per_second:>10.1f}{times}"
+        f"{row.errand:12}{load:>12}{row.succeeded:>8}{sum(row.failed.values()):>8}{row.per_second:>10.1f}{times}"
         f"{_number(row.server_cpu_ms, 8, 2)}{_number(row.images_per_minute, 12, 0)}"
         f"{_number(row.images_per_day, 12, 0)}"
     )
@@ -111,7 +111,7 @@ def _key(path: str | None) -> str | None:
 def _keep(report: "ServeReport", row: "ServeRow", arguments: argparse.Namespace) -> None:
     print(line(row), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     for reason, count in row.failed.items():
-        print(f"{'':8}{count} x {reason}", file=sys.stderr)
+        print(f"{'':12}{count} x {reason}", file=sys.stderr)
     if arguments.out:
         content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
         write_whole(Path(arguments.out), content.encode())
