@@ -28,11 +28,12 @@ from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
-from sd35.serving.problems import Problem, ServiceError, database_failed
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.quotas import hold_to_quotas
+from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
-from sd35.serving.store import Store
+from sd35.serving.store import Store, database_failed
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
@@ -52,7 +53,8 @@ class JobService:
         check: OutputCheck | None = None,
         observers: Observers | None = None,
     ) -> None:
-        self.settings, self.storage, self._store = settings, storage, store
+        self.settings, self._store = settings, store
+        self.storage = RecentPictures(storage)
         self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
@@ -163,6 +165,8 @@ class JobService:
 
     async def read_picture(self, name: str) -> bytes:
         """A stored picture's content."""
+        if (remembered := self.storage.recall(name)) is not None:
+            return remembered
         try:
             return await asyncio.to_thread(self.storage.open, name)
         except UnavailableError as error:
@@ -244,12 +248,15 @@ class JobService:
                 pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
                 with_prompt=self.settings.prompt_in_pictures,
             )  # fmt: skip
-        except ServiceError as error:
-            await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
-            return
         except Sd35Error as error:
-            self.tell(StoreTried("storage", str(error)))
-            await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
+            problem = error.problem if isinstance(error, ServiceError) else Problem.STORAGE_FAILED
+            if problem is Problem.STORAGE_FAILED:
+                self.tell(StoreTried("storage", str(error)))
+            await self.finish(live, State.FAILED, JobError(problem.code, str(error)))
+            return
+        except Exception:  # whatever breaks here, the job has an end
+            log.exception("job %s: its pictures could not be saved", job.id)
+            await self.finish(live, State.FAILED, JobError(Problem.BUG.code, BUG_WORDS))
             return
         if live.is_ending:  # cancelled in the meantime: nobody will ask for these
             for image in images:
@@ -297,9 +304,8 @@ class JobService:
         if job.client_id is None:
             return None
         name = (job.key_id, job.client_id)
-        return next(
-            (one for one in self._lives.values() if (one.job.key_id, one.job.client_id) == name), None
-        )
+        alike = (live for live in self._lives.values() if (live.job.key_id, live.job.client_id) == name)
+        return next(alike, None)
 
     def _same(self, earlier: LiveJob, job: Job) -> LiveJob:
         if earlier.job.body_hash == job.body_hash:

@@ -36,6 +36,7 @@ from sd35.serving.problems import Problem
 from sd35.serving.settings import Model
 
 BEAT_S = 1.0
+STEP_NEWS_S = 0.01  # progress that comes faster than this tells nobody anything
 SERVER_GONE = 70  # exit code
 
 
@@ -130,9 +131,13 @@ class _TaskListener:
 
     def __init__(self, task: Task, post: _Post, unwanted: set[tuple[str, int]]) -> None:
         self._name, self._post, self._unwanted = (task.job_id, task.token), post, unwanted
+        self._told_at = -STEP_NEWS_S  # time.monotonic
 
     def step(self, done: int, of: int) -> None:
-        self._post.send(Stepped(done, of))
+        now = time.monotonic()
+        if done == of or now - self._told_at >= STEP_NEWS_S:
+            self._post.send(Stepped(done, of))
+            self._told_at = now
         if self._name in self._unwanted:
             self._unwanted.discard(self._name)
             raise Cancelled
