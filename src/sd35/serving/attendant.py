@@ -183,8 +183,10 @@ class Attendant:
                 self._books.tell(ModelLoaded(live.model.name, message.seconds))
                 self._change(live, State.RUNNING)
             case Stepped(done, of):
+                # Not every step need be told; a second attempt begins anew.
+                made = done - live.progress[0] if done > live.progress[0] else done
                 live.progress = (done, of)
-                self._books.tell(happenings.Stepped(live.job.spec.n))
+                self._books.tell(happenings.Stepped(made * live.job.spec.n))
                 live.events.append("progress", {"done": done, "of": of})
             case Preview(index, image):
                 encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)

@@ -49,9 +49,9 @@ class ModelLoaded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A worker has made one more step of a batch."""
+    """A worker has made so many more steps, counted for each picture."""
 
-    pictures: int
+    steps: int
 
 
 @dataclass(frozen=True)

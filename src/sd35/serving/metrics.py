@@ -100,8 +100,8 @@ class Metrics:
                 self._requests.labels(face, "", code).inc()
                 if filter_list is not None:
                     self._blocks.labels(filter_list).inc()
-            case Stepped(pictures):
-                self._steps.inc(pictures)
+            case Stepped(steps):
+                self._steps.inc(steps)
             case Drew():
                 self._drew(happening)
             case Judged(_, _, reasons):
