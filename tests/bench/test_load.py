@@ -1,6 +1,7 @@
 """Loops that press on something, without a server."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_open_loop_does_not_wait_for_a_slow_server() -> None:
         assert max(answers.times) >= 0.4 - 0.09  # from when it was due, not from when it was served
 
     asyncio.run(press())
+
+
+def test_a_late_request_counts_from_when_it_was_due() -> None:
+    """Where the client itself was kept from asking in time, the wait is no less of a wait."""
+
+    async def blocking() -> None:
+        time.sleep(0.04)
+
+    answers = asyncio.run(open_loop(blocking, 100, 0.1))
+    assert max(answers.times) >= 0.4 - 0.09
 
 
 def test_failures_are_counted_and_have_no_time() -> None:
