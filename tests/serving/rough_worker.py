@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from sd35.serving.messages import Drawing, Task
@@ -19,9 +20,13 @@ from sd35.serving.worker import Listener, OutOfMemoryError, connection_from, ser
 class RoughEngine(NullEngine):
     """Obeys the prompt."""
 
-    def draw(self, task: Task, listener: Listener) -> Drawing:
-        """Behave, then draw."""
-        words = task.pictures[0].prompt.clip_l.split()
+    def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
+        """Behave as each task wants, then draw."""
+        for task in tasks:
+            self._behave(task.pictures[0].prompt.clip_l.split(), listener)
+        return super().draw(tasks, listener)
+
+    def _behave(self, words: list[str], listener: Listener) -> None:
         match words:
             case ["slow" | "brief" as pace, *_]:
                 steps = 1500 if pace == "slow" else 5
@@ -42,7 +47,6 @@ class RoughEngine(NullEngine):
                 raise OutOfMemoryError("The device has no room.")
             case ["bug"]:
                 raise ZeroDivisionError("a planted bug")
-        return super().draw(task, listener)
 
 
 def main() -> int:

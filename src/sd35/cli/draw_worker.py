@@ -6,6 +6,7 @@ when the first model is loaded, so that the worker answers before.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sd35.serving.messages import Drawing, Task
@@ -32,10 +33,15 @@ class LazyEngine:
             self._engine = PipelineEngine(self._pipeline)
         return self._engine.load(model)
 
-    def draw(self, task: Task, listener: Listener) -> Drawing:
-        """The task's pictures."""
+    def fitting(self, tasks: Sequence[Task]) -> int:
+        """How many of these can be drawn together."""
         assert self._engine is not None, "a worker loads before it draws"
-        return self._engine.draw(task, listener)
+        return self._engine.fitting(tasks)
+
+    def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
+        """The tasks' pictures."""
+        assert self._engine is not None, "a worker loads before it draws"
+        return self._engine.draw(tasks, listener)
 
     def _pipeline(self, model: Model) -> "Pipeline":
         from sd35.config import RuntimeConfig

@@ -69,13 +69,16 @@ class Pipeline:
     def draw(
         self, pictures: Sequence[Picture], on_step: OnStep | None = None, previews: Previews | None = None
     ) -> Generation:
-        """Draw pictures with equal settings as one batch, and show them unfinished where that is wanted.
+        """Draw pictures as one batch, and show them unfinished where that is wanted.
+
+        Their settings are equal but for the strength of guidance, which each has its own of.
 
         Where the device turns out to have less room than was promised, once more with the next smaller plan;
         DeviceError with the largest size that would fit if that is not small enough either.
         """
         settings = pictures[0].settings
-        assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
+        alike = all(picture.settings.shares_steps_with(settings) for picture in pictures)
+        assert alike, "a batch has one size and schedule"
         work = Work.of(settings, len(pictures))
         if self.residence.fit(work):
             self._forget_recordings()
@@ -105,6 +108,7 @@ class Pipeline:
             latents = denoise(
                 self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
+                guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
         with clock("decode"), residence.stage():
             images = decode(self.vae, latents)

@@ -47,9 +47,13 @@ class Residence:
         self._guests: list[Visit | Parade] = []
         self._move_in()
 
+    def needs_change(self, work: Work) -> bool:
+        """Whether this work is too much for the plan."""
+        return self.budget is not None and memory.peak(self.plan, self.sizes, work) > self.budget
+
     def fit(self, work: Work) -> bool:
         """Change to a smaller plan if this work needs one; whether it did. DeviceError if none will do."""
-        if self.budget is None or memory.peak(self.plan, self.sizes, work) <= self.budget:
+        if self.budget is None or not self.needs_change(work):
             return False
         self.change(memory.choose(self.sizes, work, self.budget))
         return True

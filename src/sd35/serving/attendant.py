@@ -1,8 +1,9 @@
-"""One worker and whoever cares for it: gives it the next job, listens, and judges how each attempt ended.
+"""One worker and whoever cares for it: gives it the next batch, listens, and judges how each attempt ended.
 
 A worker that says nothing for `silence_s`, or takes longer than `step_s` for a step, is killed and replaced,
-like one that crashed; the job goes back to the head of the queue. Two deaths over one job are the job's
-fault, and it fails. What a dead *server* had in hand is nobody's fault.
+like one that crashed; its jobs go back to the head of the queue. Two deaths over one job are the job's
+fault, and it fails. A death over a batch is nobody's fault yet: its jobs are drawn one by one from then on.
+What a dead *server* had in hand is nobody's fault either.
 """
 
 import asyncio
@@ -15,10 +16,12 @@ from sd35.serving.fair_queue import FairQueue
 from sd35.serving.jobs import JobError, State
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import (
+    Batch,
     Beat,
     Cancel,
     Died,
     Drawing,
+    Drawn,
     FromWorker,
     Loaded,
     Loading,
@@ -44,8 +47,8 @@ class Books(Protocol):
 
     queue: FairQueue
 
-    async def next_job(self) -> LiveJob:
-        """The next job, once there is one and the server takes on work."""
+    async def next_batch(self, attendant: "Attendant") -> list[LiveJob]:
+        """The next jobs for this one's worker, once there are some and the server takes on work."""
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """An attempt begins."""
@@ -66,12 +69,17 @@ class Attendant:
     def __init__(self, settings: ServerSettings, command: Sequence[str], books: Books) -> None:
         self._settings, self._command, self._books = settings, command, books
         self._worker: WorkerProcess | None = None
-        self.current: LiveJob | None = None
+        self.in_hand: dict[str, LiveJob] = {}  # the batch's jobs that have not come to an end, by id
         self.held: Model | None = None
         self.loading_since: float | None = None  # time.monotonic
         self.restarts = 0
         self._deaths_in_a_row = 0
         self._loaded: Loaded | None = None
+
+    @property
+    def current(self) -> LiveJob | None:
+        """A job that is being drawn."""
+        return next(iter(self.in_hand.values()), None)
 
     @property
     def load_seconds(self) -> float | None:
@@ -84,18 +92,18 @@ class Attendant:
         return self._worker.pid if self._worker and self._worker.is_alive() else None
 
     async def run(self) -> None:
-        """One job after the other."""
+        """One batch after the other."""
         while True:
-            live = await self._books.next_job()
-            self.current = live
+            batch = await self._books.next_batch(self)
+            self.in_hand = {live.job.id: live for live in batch}
             try:
-                await self._attempt(live)
+                await self._attempt(batch)
             finally:
-                self.current = None
+                self.in_hand = {}
 
     def cancel(self, live: LiveJob) -> None:
-        """Make the worker stop at the next step if it draws this job."""
-        if self._worker is not None and live is self.current:
+        """Tell the worker that this job is not wanted, if it draws it: alone, it stops at the next step."""
+        if self._worker is not None and live.job.id in self.in_hand:
             self._worker.send(Cancel(live.job.id, live.job.token))
 
     async def dismiss(self) -> None:
@@ -104,24 +112,20 @@ class Attendant:
             self._worker.kill()
             await self._worker.gone()
 
-    async def _attempt(self, live: LiveJob) -> None:
+    async def _attempt(self, batch: list[LiveJob]) -> None:
         worker = await self._ready_worker()
-        if live.is_ending:  # cancelled while a worker was started
+        wanted = [live for live in batch if not live.is_ending]  # some were cancelled while a worker started
+        self.in_hand = {live.job.id: live for live in wanted}
+        if not wanted:
             return
-        self._books.begin(live, worker.name)
-        begin, task = time.monotonic(), self._task(live)
-        worker.send(task)
-        ending = await self._listen(worker, live)
-        if isinstance(ending, Died):
-            await self._bury(live, ending)
+        for live in wanted:
+            self._books.begin(live, worker.name)
+        worker.send(Batch(tuple(self._task(live) for live in wanted)))
+        ending = await self._listen(worker, wanted)
+        if ending is not None:
+            await self._bury(ending, wanted)
             return
         self._deaths_in_a_row = 0
-        if isinstance(ending, Drawing) and not live.is_ending:
-            self._books.queue.rate.finished(live.job.spec.cost, time.monotonic() - begin)
-            assert self._loaded is not None, "a worker loads before it draws"
-            self._books.keep(live, ending, self._loaded)
-        elif isinstance(ending, Refused):
-            await self._books.finish(live, State.FAILED, JobError(ending.code, ending.message))
 
     async def _ready_worker(self) -> WorkerProcess:
         if self._worker is None or not self._worker.is_alive():
@@ -140,46 +144,71 @@ class Attendant:
         previews = 0 if self._settings.output_check else spec.previews
         return Task(live.job.id, live.job.token, live.model, pictures, previews)
 
-    async def _listen(self, worker: WorkerProcess, live: LiveJob) -> Drawing | Stopped | Refused | Died:
-        """Pass the worker's news on until the attempt is over."""
-        last_news, patience = time.monotonic(), self._settings.step_s
-        while True:
+    async def _listen(self, worker: WorkerProcess, batch: list[LiveJob]) -> Died | None:
+        """Pass the worker's news on until all is drawn, or until it is gone."""
+        begin = last_news = time.monotonic()
+        patience = self._settings.step_s
+        while self.in_hand:
             try:
                 message = await asyncio.wait_for(worker.inbox.get(), self._settings.silence_s)
             except TimeoutError:
                 return await self._replace(worker, f"no sign of life for {self._settings.silence_s:g} s")
-            if isinstance(message, Drawing | Stopped | Refused | Died):
+            if isinstance(message, Died):
                 self.loading_since = None
                 return message
             if not isinstance(message, Beat):
                 last_news = time.monotonic()
                 patience = self._settings.load_s if isinstance(message, Loading) else self._settings.step_s
-                await self._pass_on(message, live)
+                await self._pass_on(message, len(batch), begin)
             elif time.monotonic() - last_news > patience:
                 return await self._replace(worker, f"no progress for {patience:g} s")
+        return None
 
-    async def _pass_on(self, message: FromWorker, live: LiveJob) -> None:
+    async def _pass_on(self, message: FromWorker, batch_size: int, begin: float) -> None:
         match message:
             case Loading():
                 self.loading_since = time.monotonic()
-                self._change(live, State.LOADING)
-            case Loaded():
-                self._loaded, self.held, self.loading_since = message, live.model, None
-                live.job.seconds["load"] = message.seconds
-                self._change(live, State.RUNNING)
-            case Stepped(done, of):
-                live.progress = (done, of)
-                live.events.append("progress", {"done": done, "of": of})
-            case Preview(index, picture, image):
-                encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)
-                size = {"width": image.width, "height": image.height}
-                live.events.append(
-                    "preview", {"index": index, "picture": picture, **size, "b64_json": encoded}
-                )
+                self._change(State.LOADING)
+            case Loaded(seconds):
+                self._loaded, self.held, self.loading_since = message, self._model(), None
+                for live in self.in_hand.values():
+                    live.job.seconds["load"] = seconds
+                self._change(State.RUNNING)
+            case Stepped(jobs, done, of):
+                for live in self._known(jobs):
+                    live.progress = (done, of)
+                    live.events.append("progress", {"done": done, "of": of})
+            case Preview(job_id, index, picture, image):
+                for live in self._known((job_id,)):
+                    encoded = await asyncio.to_thread(preview_base64, image, live.job.spec.output_format)
+                    place = {"index": index, "picture": picture}
+                    size = {"width": image.width, "height": image.height}
+                    live.events.append("preview", {**place, **size, "b64_json": encoded})
+            case Drawn(job_id, drawing):
+                seconds = (time.monotonic() - begin) / batch_size
+                self._keep(self.in_hand.pop(job_id), drawing, seconds)
+            case Refused(job_id, code, text):
+                await self._books.finish(self.in_hand.pop(job_id), State.FAILED, JobError(code, text))
+            case Stopped(job_id):
+                del self.in_hand[job_id]
 
-    def _change(self, live: LiveJob, state: State) -> None:
-        if not live.is_ending:
-            live.change(state)
+    def _keep(self, live: LiveJob, drawing: Drawing, seconds: float) -> None:
+        if live.is_ending:  # cancelled too late for the worker to know
+            return
+        self._books.queue.rate.finished(live.job.spec.cost, seconds)
+        assert self._loaded is not None, "a worker loads before it draws"
+        self._books.keep(live, drawing, self._loaded)
+
+    def _known(self, jobs: Sequence[str]) -> list[LiveJob]:
+        return [self.in_hand[job_id] for job_id in jobs if job_id in self.in_hand]
+
+    def _model(self) -> Model:
+        return next(iter(self.in_hand.values())).model
+
+    def _change(self, state: State) -> None:
+        for live in self.in_hand.values():
+            if not live.is_ending:
+                live.change(state)
 
     async def _replace(self, worker: WorkerProcess, reason: str) -> Died:
         worker.kill()
@@ -187,20 +216,21 @@ class Attendant:
         self.loading_since = None
         return Died(reason)
 
-    async def _bury(self, live: LiveJob, ending: Died) -> None:
+    async def _bury(self, ending: Died, batch: list[LiveJob]) -> None:
         self._deaths_in_a_row += 1
-        log.warning("worker lost over job %s: %s", live.job.id, ending.reason)
-        if live.is_ending:
-            return
-        live.job.deaths += 1
-        if live.job.deaths <= DEATHS_ALLOWED:
-            await self._books.give_back(live, "worker_died")
-            return
-        message = (
-            f"{live.job.deaths} workers died of this job, the last because of this: {ending.reason}. "
-            "It is not tried again; the server's log has more."
-        )
-        await self._books.finish(live, State.FAILED, JobError(Problem.WORKER_DIED.code, message))
+        left = [live for live in batch if live.job.id in self.in_hand and not live.is_ending]
+        log.warning("worker lost over %s: %s", ", ".join(live.job.id for live in left), ending.reason)
+        for live in left:
+            live.is_suspect = True
+            live.job.deaths += len(batch) == 1
+            if live.job.deaths <= DEATHS_ALLOWED:
+                await self._books.give_back(live, "worker_died")
+                continue
+            message = (
+                f"{live.job.deaths} workers died of this job, the last because of this: {ending.reason}. "
+                "It is not tried again; the server's log has more."
+            )
+            await self._books.finish(live, State.FAILED, JobError(Problem.WORKER_DIED.code, message))
 
 
 def _pause_s(deaths_in_a_row: int) -> float:

@@ -5,12 +5,16 @@ first, and quantization is not this room's business.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
+from PIL import Image
 
 from sd35.errors import DeviceError
+from sd35.request import Picture
 from sd35.runtime import facts
+from sd35.runtime.memory import Work
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.previews import Previews
 from sd35.serving.messages import Drawing, RawImage, Task
@@ -40,47 +44,73 @@ class PipelineEngine:
             ) from error
         return self._pipeline.identity, facts.precision(self._pipeline)["transformer"]
 
-    def draw(self, task: Task, listener: Listener) -> Drawing:
-        """Draw a task's pictures as one batch."""
-        pipeline = self._pipeline
-        assert pipeline is not None, "a worker loads before it draws"
+    def fitting(self, tasks: Sequence[Task]) -> int:
+        """As many as the plan that the model lives by has room for: a batch is not worth a slower plan."""
+        pipeline = self._held()
+        count = len(tasks)
+        while count > 1 and pipeline.residence.needs_change(_work(tasks[:count])):
+            count -= 1
+        return count
+
+    def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
+        """Draw the tasks' pictures as one batch."""
+        pipeline = self._held()
         on_card = pipeline.device.type == "cuda"
         if on_card:
             torch.cuda.reset_peak_memory_stats(pipeline.device)
+        pictures = [picture for task in tasks for picture in task.pictures]
         try:
-            generation = pipeline.draw(task.pictures, listener.step, _previews(task, listener))
+            generation = pipeline.draw(pictures, listener.step, _previews(tasks, listener))
         except torch.OutOfMemoryError as error:
             _free()
-            raise OutOfMemoryError(_no_room(task)) from error
+            raise OutOfMemoryError(_no_room(pictures)) from error
         except DeviceError as error:  # the runtime says itself what would fit
             raise OutOfMemoryError(str(error)) from error
-        images = tuple(
-            RawImage(drawn.image.width, drawn.image.height, drawn.image.convert("RGB").tobytes())
-            for drawn in generation.images
-        )
         peak = facts.peak_memory_bytes(pipeline.device) if on_card else None
-        return Drawing(images, generation.seconds, peak)
+        drawn = iter(_raw(drawn.image) for drawn in generation.images)
+        return [
+            Drawing(tuple(islice(drawn, len(task.pictures))), generation.seconds, peak, len(pictures))
+            for task in tasks
+        ]
+
+    def _held(self) -> Pipeline:
+        assert self._pipeline is not None, "a worker loads before it draws"
+        return self._pipeline
 
 
-def _previews(task: Task, listener: Listener) -> Previews | None:
-    if not task.previews:
+def _work(tasks: Sequence[Task]) -> Work:
+    return Work.of(tasks[0].pictures[0].settings, sum(len(task.pictures) for task in tasks))
+
+
+def _raw(image: Image.Image) -> RawImage:
+    return RawImage(image.width, image.height, image.convert("RGB").tobytes())
+
+
+def _previews(tasks: Sequence[Task], listener: Listener) -> Previews | None:
+    """What the tasks together want to see; each is shown its own pictures after its own steps."""
+    steps = tasks[0].pictures[0].settings.num_inference_steps
+    due = [preview_steps(task.previews, steps) for task in tasks]
+    if not any(due):
         return None
-    due = preview_steps(task.previews, task.pictures[0].settings.num_inference_steps)
 
-    def show(done: int, pictures: torch.Tensor) -> None:
-        for number, picture in enumerate(pictures):
-            height, width, _ = picture.shape
-            listener.preview(due[done], number, RawImage(width, height, picture.numpy().tobytes()))
+    def show(done: int, rows: torch.Tensor) -> None:
+        left = iter(rows)
+        for place, task in enumerate(tasks):
+            own = list(islice(left, len(task.pictures)))
+            if done in due[place]:
+                for number, row in enumerate(own):
+                    height, width, _ = row.shape
+                    raw = RawImage(width, height, row.numpy().tobytes())
+                    listener.preview(place, due[place][done], number, raw)
 
-    return Previews(frozenset(due), show)
+    return Previews(frozenset().union(*due), show)
 
 
-def _no_room(task: Task) -> str:
-    settings = task.pictures[0].settings
-    count = len(task.pictures)
+def _no_room(pictures: Sequence[Picture]) -> str:
+    settings = pictures[0].settings
     return (
-        f"The device has no room for {count} picture(s) of {settings.width} x {settings.height}: ask for "
-        "fewer or smaller ones."
+        f"The device has no room for {len(pictures)} picture(s) of {settings.width} x {settings.height}: ask "
+        "for fewer or smaller ones."
     )
 
 

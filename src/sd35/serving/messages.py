@@ -22,8 +22,15 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Tasks to draw together as far as the device has room: same model, same steps, `token`s of their own."""
+
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
 class Cancel:
-    """Stop drawing at the next step."""
+    """This task is not wanted any more; the others of its batch are."""
 
     job_id: str
     token: int
@@ -45,7 +52,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Loading:
-    """The model that the task needs is being loaded."""
+    """The model that the batch needs is being loaded."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,18 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Stepped:
-    """`done` of `of` steps are over."""
+    """`done` of `of` steps are over for these jobs."""
 
+    jobs: tuple[str, ...]
     done: int
     of: int
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The `index`th unfinished state of the task's `picture`th picture, both counted from 0."""
+    """The `index`th unfinished state of a job's `picture`th picture, both counted from 0."""
 
+    job_id: str
     index: int
     picture: int
     image: RawImage
@@ -76,22 +85,34 @@ class Preview:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The task is done."""
+    """A task's pictures; `batch` pictures in all were drawn together, in these seconds."""
 
     images: tuple[RawImage, ...]
     seconds: dict[str, float] = field(default_factory=dict)
     peak_vram_bytes: int | None = None
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The job's task is done."""
+
+    job_id: str
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The task was given up because of a Cancel."""
+    """The job's task was given up because of a Cancel."""
+
+    job_id: str
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The task can't be done, and another attempt would end the same: `code` is a Problem's."""
+    """The job's task can't be done, and another attempt would end the same: `code` is a Problem's."""
 
+    job_id: str
     code: str
     message: str
 
@@ -103,4 +124,4 @@ class Died:
     reason: str
 
 
-FromWorker = Beat | Loading | Loaded | Stepped | Preview | Drawing | Stopped | Refused | Died
+FromWorker = Beat | Loading | Loaded | Stepped | Preview | Drawn | Stopped | Refused | Died

@@ -5,6 +5,7 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 
 from sd35.request import Picture
 from sd35.serving.messages import Drawing, RawImage, Task
@@ -19,16 +20,25 @@ class NullEngine:
         """Nothing to hold."""
         return "null", "null"
 
-    def draw(self, task: Task, listener: Listener) -> Drawing:
+    def fitting(self, tasks: Sequence[Task]) -> int:
+        """There is room for any number."""
+        return len(tasks)
+
+    def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
         """As many steps as were asked for, none of which does anything."""
-        steps = task.pictures[0].settings.num_inference_steps
-        due = preview_steps(task.previews, steps)
+        steps = tasks[0].pictures[0].settings.num_inference_steps
         for done in range(1, steps + 1):
             listener.step(done, steps)
-            if done in due:
-                for number, picture in enumerate(task.pictures):
-                    listener.preview(due[done], number, flat(picture))
-        return Drawing(tuple(flat(picture) for picture in task.pictures), {"denoise": 0.0})
+            for place, task in enumerate(tasks):
+                due = preview_steps(task.previews, steps)
+                if done in due:
+                    for number, picture in enumerate(task.pictures):
+                        listener.preview(place, due[done], number, flat(picture))
+        count = sum(len(task.pictures) for task in tasks)
+        return [
+            Drawing(tuple(flat(picture) for picture in task.pictures), {"denoise": 0.0}, batch=count)
+            for task in tasks
+        ]
 
 
 def flat(picture: Picture) -> RawImage:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant
+from sd35.serving.dispatch import Dispatcher
 from sd35.serving.fair_queue import FairQueue
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
@@ -33,6 +34,8 @@ from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
+BATCH_WAIT_S = 0.02  # at most, for others to draw with
+SHARE_TO_WAIT = 0.05  # of the time that a job takes, at most
 DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
@@ -57,8 +60,12 @@ class JobService:
         self.is_draining = False
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._lives: dict[str, LiveJob] = {}
+        self._dispatcher = Dispatcher(
+            self.queue, self._lives, max_batch=settings.max_batch, skip_s=settings.skip_s
+        )
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._reserved = 0  # places in the queue of jobs on their way into the database
+        self._arrived = 0  # jobs that have come out of it
         self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._care: asyncio.Task[None] | None = None
@@ -71,7 +78,7 @@ class JobService:
             if (model := self.models.get(job.spec.model)) is None:
                 log.warning("job %s waits for the model %r, which isn't served", job.id, job.spec.model)
                 continue
-            self._enqueue(LiveJob(job, model))
+            self._enqueue(LiveJob(job, model, is_suspect=job.deaths > 0))
         self._care = asyncio.create_task(self.attendant.run())
 
     def is_ready(self) -> bool:
@@ -82,25 +89,26 @@ class JobService:
     async def drain(self) -> None:
         """Take nothing new, give the running job its time, leave the rest to the next start."""
         self.is_draining = True
-        current = self.attendant.current
+        running = list(self.attendant.in_hand.values())
         for live in list(self._lives.values()):
-            if live is not current and live.job.state is State.QUEUED:
+            if live.job.id not in self.attendant.in_hand and live.job.state is State.QUEUED:
                 live.part()
-        if current is not None:
-            await _within(self.settings.drain_s, current.settled.wait())
+        if running:
+            await _within(self.settings.drain_s, asyncio.gather(*(live.settled.wait() for live in running)))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.settings.drain_s)
 
     async def stop(self) -> None:
         """End the worker, giving its job back; nothing runs afterwards."""
         self.is_draining = True
-        current = self.attendant.current
+        running = list(self.attendant.in_hand.values())
         if self._care is not None:
             self._care.cancel()
             await asyncio.wait([self._care])
         await self.attendant.dismiss()
-        if current is not None and not current.is_ending and current.job.state is not State.SAVING:
-            await self.give_back(current, "drained")
+        for live in running:
+            if not live.is_ending and live.job.state is not State.SAVING:
+                await self.give_back(live, "drained")
         for live in self._lives.values():
             live.part()
         await asyncio.to_thread(self._store.close)
@@ -121,6 +129,7 @@ class JobService:
             raise database_failed(error) from error
         finally:
             self._reserved -= 1
+            self._arrived += 1
         if accepted.id != job.id:
             return self._same(self._known(accepted), job)
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
@@ -196,12 +205,24 @@ class JobService:
 
     # ---- what the attendant does
 
-    async def next_job(self) -> LiveJob:
-        """The next job, once there is one."""
-        while self.is_draining or (job := self.queue.take()) is None:
+    async def next_batch(self, attendant: Attendant) -> list[LiveJob]:
+        """The next jobs to draw together, once there is one; idle, wait a moment for others on their way."""
+        was_idle = False
+        while self.is_draining or not len(self.queue):
+            was_idle = True
             self._work.clear()
             await self._work.wait()
-        return self._lives[job.id]
+        if was_idle and self._reserved:
+            await self._await_arrivals()
+        held = {attendant.held.name} if attendant.held else set()
+        return self._dispatcher.take(held, {}) or await self.next_batch(attendant)
+
+    async def _await_arrivals(self) -> None:
+        """Until those jobs are here that are on their way into the database now; not so long as to matter."""
+        wanted = self._arrived + self._reserved
+        end = time.monotonic() + min(BATCH_WAIT_S, SHARE_TO_WAIT * self.queue.rate.job_s)
+        while self._arrived < wanted and time.monotonic() < end:
+            await asyncio.sleep(0.001)
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """Lease the job; the writer keeps the order, so nobody need wait for this write."""

@@ -65,6 +65,8 @@ class ServerSettings:
     max_queued: int = _setting(1000, "jobs that may wait; the next one is told when to come again")
     max_queued_per_key: int = _setting(1000, "jobs of one key that may wait")
     max_images: int = _setting(10, "pictures in one job")
+    max_batch: int = _setting(4, "pictures of different jobs that are drawn together; 1: each job by itself")
+    skip_s: float = _setting(30.0, "seconds that a job lets others past that need no model loaded, or join")
     url_life_s: int = _setting(3600, "seconds that a picture's link works")
     silence_s: float = _setting(15.0, "seconds without a sign of life after which a worker is replaced")
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
@@ -75,12 +77,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
-        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s"):
+        for name in ("max_queued", "max_queued_per_key", "max_images", "max_batch", "url_life_s"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")
         for name in ("silence_s", "step_s", "load_s"):
             if getattr(self, name) <= 0:
                 raise RequestError(f"{name} is {getattr(self, name)}: give seconds above 0.")
+        if self.skip_s < 0:
+            raise RequestError(f"skip_s is {self.skip_s}: give 0 or more seconds.")
         if not 0 <= self.port < 65536:
             raise RequestError(f"port is {self.port}: give 0 to 65535.")
         self.catalogue()

@@ -1,4 +1,4 @@
-"""The process that draws: one task at a time on the main thread, two small threads beside it.
+"""The process that draws: one batch at a time on the main thread, two small threads beside it.
 
 One thread beats every second: a process that is stopped, or whose interpreter is held by a stuck library,
 falls silent and is replaced. The other reads the pipe: a Cancel sets a flag that every step looks at, and the
@@ -13,15 +13,18 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Protocol
 
 from sd35.errors import Sd35Error
 from sd35.serving.messages import (
+    Batch,
     Beat,
     Cancel,
     Died,
     Drawing,
+    Drawn,
     FromWorker,
     Loaded,
     Loading,
@@ -55,8 +58,8 @@ class Listener(Protocol):
     def step(self, done: int, of: int) -> None:
         """`done` of `of` steps are over."""
 
-    def preview(self, index: int, picture: int, image: RawImage) -> None:
-        """The `index`th unfinished state of the task's `picture`th picture."""
+    def preview(self, task: int, index: int, picture: int, image: RawImage) -> None:
+        """The `index`th unfinished state of the `task`th task's `picture`th picture, all counted from 0."""
 
 
 class Engine(Protocol):
@@ -65,31 +68,36 @@ class Engine(Protocol):
     def load(self, model: Model) -> tuple[str, str]:
         """Hold this model and no other; (identity, precision). Sd35Error where it can't be."""
 
-    def draw(self, task: Task, listener: Listener) -> Drawing:
-        """The task's pictures; Sd35Error where they can't be."""
+    def fitting(self, tasks: Sequence[Task]) -> int:
+        """How many of these, from the first on, the device has room to draw together: 1 at least."""
+
+    def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
+        """Each task's pictures, all drawn as one batch; Sd35Error where they can't be."""
 
 
 def serve_tasks(engine: Engine, connection: Connection) -> None:
-    """Do tasks from the pipe until it ends."""
+    """Draw batches from the pipe until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the server decides
     post = _Post(connection)
-    inbox: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Batch] = queue.SimpleQueue()
     unwanted: set[tuple[str, int]] = set()
     threading.Thread(target=_read, args=(connection, inbox, unwanted), daemon=True).start()
     threading.Thread(target=_beat, args=(post,), daemon=True).start()
     held: Model | None = None
     while True:
-        task = inbox.get()
+        tasks = inbox.get().tasks
+        model = tasks[0].model
         try:
-            if held != task.model:
+            if held != model:
                 held = None
-                _load(engine, task.model, post)
-                held = task.model
-            post.send(engine.draw(task, _TaskListener(task, post, unwanted)))
-        except Cancelled:
-            post.send(Stopped())
+                _load(engine, model, post)
+                held = model
+            while tasks:
+                count = engine.fitting(tasks)
+                _draw(engine, tasks[:count], post, unwanted)
+                tasks = tasks[count:]
         except Sd35Error as error:
-            post.send(Refused(_code(error), str(error)))
+            _refuse(tasks, error, post)
         except Exception as error:
             post.send(Died(f"{type(error).__name__}: {error}"))
             raise
@@ -113,6 +121,31 @@ def _load(engine: Engine, model: Model, post: "_Post") -> None:
     post.send(Loaded(time.perf_counter() - begin, identity, precision))
 
 
+def _draw(engine: Engine, tasks: tuple[Task, ...], post: "_Post", unwanted: set[tuple[str, int]]) -> None:
+    """Draw tasks together and say of each how it ended."""
+    listener = _BatchListener(tasks, post, unwanted)
+    try:
+        drawings = engine.draw(tasks, listener)
+    except Cancelled:
+        return
+    except Sd35Error as error:
+        if len(tasks) == 1:
+            _refuse(tasks, error, post)
+            return
+        # One of them may be at fault, and the others must not suffer for it.
+        for task in tasks:
+            _draw(engine, (task,), post, unwanted)
+        return
+    for task, drawing in zip(tasks, drawings, strict=True):
+        if task.job_id not in listener.stopped:
+            post.send(Drawn(task.job_id, drawing))
+
+
+def _refuse(tasks: Sequence[Task], error: Sd35Error, post: "_Post") -> None:
+    for task in tasks:
+        post.send(Refused(task.job_id, _code(error), str(error)))
+
+
 def _code(error: Sd35Error) -> str:
     return error.code if isinstance(error, OutOfMemoryError) else Problem.MODEL_FAILED.code
 
@@ -131,23 +164,29 @@ class _Post:
             os._exit(SERVER_GONE)
 
 
-class _TaskListener:
-    """Passes an engine's news on and stops it where the task is unwanted."""
+class _BatchListener:
+    """Passes an engine's news on, and stops it where none of the tasks is wanted any more."""
 
-    def __init__(self, task: Task, post: _Post, unwanted: set[tuple[str, int]]) -> None:
-        self._name, self._post, self._unwanted = (task.job_id, task.token), post, unwanted
+    def __init__(self, tasks: Sequence[Task], post: _Post, unwanted: set[tuple[str, int]]) -> None:
+        self._tasks, self._post, self._unwanted = tasks, post, unwanted
+        self._jobs = tuple(task.job_id for task in tasks)
+        self.stopped: set[str] = set()
 
     def step(self, done: int, of: int) -> None:
-        self._post.send(Stepped(done, of))
-        if self._name in self._unwanted:
-            self._unwanted.discard(self._name)
+        self._post.send(Stepped(self._jobs, done, of))
+        for task in self._tasks:
+            if (task.job_id, task.token) in self._unwanted:
+                self._unwanted.discard((task.job_id, task.token))
+                self.stopped.add(task.job_id)
+                self._post.send(Stopped(task.job_id))
+        if len(self.stopped) == len(self._tasks):
             raise Cancelled
 
-    def preview(self, index: int, picture: int, image: RawImage) -> None:
-        self._post.send(Preview(index, picture, image))
+    def preview(self, task: int, index: int, picture: int, image: RawImage) -> None:
+        self._post.send(Preview(self._jobs[task], index, picture, image))
 
 
-def _read(connection: Connection, inbox: "queue.SimpleQueue[Task]", unwanted: set[tuple[str, int]]) -> None:
+def _read(connection: Connection, inbox: "queue.SimpleQueue[Batch]", unwanted: set[tuple[str, int]]) -> None:
     while True:
         try:
             message = connection.recv()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 
-from sd35.serving.messages import Cancel, Died, FromWorker, Task
+from sd35.serving.messages import Batch, Cancel, Died, FromWorker
 
 
 class WorkerProcess:
@@ -41,7 +41,7 @@ class WorkerProcess:
         """Whether the process is there."""
         return self._process.poll() is None
 
-    def send(self, message: Task | Cancel) -> None:
+    def send(self, message: Batch | Cancel) -> None:
         """Tell the worker; if it is gone, `Died` is on its way to the inbox already."""
         with suppress(OSError):
             self._pipe.send(message)
