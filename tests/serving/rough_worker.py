@@ -2,23 +2,32 @@
 
 "slow" takes half a minute, "brief" a tenth of a second; "die" ends the process, "die once FILE" does so the
 first time; "stop" stops it as a debugger would; "hang" makes no step; "memory" finds no room; "bug" raises
-what nobody expects.
+what nobody expects. The model "tardy" takes three seconds to load.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sd35.serving.messages import Drawing, Task
 from sd35.serving.null_worker import NullEngine
+from sd35.serving.settings import Model
 from sd35.serving.worker import Listener, OutOfMemoryError, connection_from, serve_tasks
 
 
 class RoughEngine(NullEngine):
     """Obeys the prompt."""
+
+    def load(self, model: Model, tell: Callable[[float], None]) -> None:
+        """The model "tardy" takes three seconds."""
+        if model.name == "tardy":
+            for tenth in range(1, 11):
+                threading.Event().wait(0.3)
+                tell(tenth / 10)
+        super().load(model, tell)
 
     def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
         """Behave as each task wants, then draw."""
@@ -51,8 +60,8 @@ class RoughEngine(NullEngine):
 
 def main() -> int:
     """As a server, or with a pipe's number as its worker."""
-    if len(sys.argv) == 2 and sys.argv[1].isdecimal():
-        serve_tasks(RoughEngine(), connection_from(sys.argv[1]))
+    if len(sys.argv) == 3 and sys.argv[2].isdecimal():
+        serve_tasks(RoughEngine, connection_from(sys.argv[-1]))
     from sd35.cli import serve
     from sd35.cli.main import main as command
 

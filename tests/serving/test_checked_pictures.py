@@ -63,7 +63,7 @@ def test_without_a_check_all_are_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("check", "previews"), [("", 2), ("mine", 0)])
 def test_unchecked_previews_are_not_asked_for(check: str, previews: int) -> None:
     """A check that sees only finished pictures lets no unfinished one out."""
-    attendant = Attendant(ServerSettings(output_check=check), [], None)  # type: ignore[arg-type]
+    attendant = Attendant(ServerSettings(output_check=check), ["auto"], None)  # type: ignore[arg-type]
     assert attendant._task(LiveJob(Job(spec=SPEC), DEMO)).previews == previews
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sd35.config import RuntimeConfig
+from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.request import GenerationRequest
-from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import Work, peak
 from sd35.runtime.pipeline import Pipeline
 from sd35.serving.drawing import PipelineEngine
@@ -39,11 +38,18 @@ class Watcher:
         self.previews.append((task, index, picture, image))
 
 
-@pytest.fixture
-def engine(pipeline_fp8: Pipeline) -> PipelineEngine:
+@pytest.fixture(scope="module")
+def engine(demo_fp8: Path, pipeline_fp8: Pipeline) -> PipelineEngine:
     """Holding the demo."""
-    engine = PipelineEngine(lambda _: pipeline_fp8)
-    assert engine.load(DEMO)[0] == pipeline_fp8.identity
+    engine = holding(demo_fp8, "bf16")
+    assert engine.facts(DEMO)[0] == pipeline_fp8.identity
+    return engine
+
+
+def holding(folder: Path, dtype: ComputeDtype) -> PipelineEngine:
+    """An engine with one model."""
+    engine = PipelineEngine(lambda _: folder, RuntimeConfig(device="cpu", compute_dtype=dtype))
+    engine.load(DEMO, lambda _: None)
     return engine
 
 
@@ -87,7 +93,7 @@ def test_previews_become_the_pictures(engine: PipelineEngine) -> None:
         assert likeness[-1] > np.corrcoef(shown[-1].ravel(), stranger.ravel())[0, 1]
 
 
-def test_batch_of_jobs_is_their_pictures(pipeline_fp32: Pipeline, pipeline_fp8: Pipeline) -> None:
+def test_batch_of_jobs_is_their_pictures(demo: Path, demo_fp8: Path) -> None:
     """Jobs drawn together come out as alone: to 60 dB in float32, to 30 dB where FP8 rounds in each layer."""
     changes = (
         {"guidance_scale": 2.0},
@@ -101,9 +107,8 @@ def test_batch_of_jobs_is_their_pictures(pipeline_fp32: Pipeline, pipeline_fp8: 
         Task(f"job {place}", 1, DEMO, tuple(request.pictures(DEMO.variant)))
         for place, request in enumerate(requests)
     ]
-    for pipeline, tolerance in ((pipeline_fp32, 60), (pipeline_fp8, 30)):
-        engine = PipelineEngine(lambda _, pipeline=pipeline: pipeline)
-        engine.load(DEMO)
+    for folder, dtype, tolerance in ((demo, "fp32", 60), (demo_fp8, "bf16", 30)):
+        engine = holding(folder, dtype)
         together = engine.draw(tasks, Watcher(99))
         assert [drawing.batch for drawing in together] == [4, 4, 4]
         for task, drawing in zip(tasks, together, strict=True):
@@ -115,14 +120,12 @@ def test_batch_of_jobs_is_their_pictures(pipeline_fp32: Pipeline, pipeline_fp8: 
 
 def test_batch_is_no_larger_than_the_plan_allows(demo_fp8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks beyond what the model's memory plan has room for are left for the next batch."""
-    pipeline = load_pipeline(demo_fp8, RuntimeConfig(device="cpu"))
-    residence = pipeline.residence
+    engine = holding(demo_fp8, "bf16")
+    residence = engine._pipelines[DEMO].residence
     ten = GenerationRequest("a fox", width=512, height=512, num_images=10)
     job = Task("job", 1, DEMO, tuple(ten.pictures(DEMO.variant)))
     two = Work.of(job.pictures[0].settings, 20)
     monkeypatch.setattr(residence, "budget", peak(residence.plan, residence.sizes, two))
-    engine = PipelineEngine(lambda _: pipeline)
-    engine.load(DEMO)
     assert [engine.fitting([job] * count) for count in (1, 2, 3, 4)] == [1, 2, 2, 2]
     monkeypatch.setattr(residence, "budget", 1)
     assert engine.fitting([job] * 3) == 1

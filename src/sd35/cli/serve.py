@@ -47,4 +47,4 @@ def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
         return NULL_WORKER
     if settings.precision not in ("fp8", "bf16"):
         raise RequestError(f"precision can't be {settings.precision!r}: choose one of fp8, bf16.")
-    return (*DRAW_WORKER, settings.precision, settings.device)
+    return (*DRAW_WORKER, settings.precision)

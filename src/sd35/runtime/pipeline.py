@@ -6,12 +6,13 @@ This is the file to start reading. Each call is one function in one file: `encod
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sd35.request import GenerationRequest, Picture
 from sd35.runtime.embeds import PromptCache
@@ -93,6 +94,15 @@ class Pipeline:
             return self._draw(pictures, on_step or _ignore, previews)
         except torch.cuda.OutOfMemoryError as error:
             raise self.residence.too_large(work) from error
+
+    def rest(self, shared: Collection[nn.Module] = ()) -> None:
+        """Give the device back, but for parts `shared` with a model that stays; `wake` before drawing."""
+        self._forget_recordings()
+        self.residence.rest(shared)
+
+    def wake(self) -> None:
+        """Be on the device again."""
+        self.residence.wake()
 
     def _draw(self, pictures: Sequence[Picture], on_step: OnStep, previews: Previews | None) -> Generation:
         with current(self.device):

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error
-from sd35.serving import native, openai_face
+from sd35.serving import model_routes, native, openai_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import Problem, ServiceError
@@ -38,6 +38,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
     app.include_router(native.router)
+    app.include_router(model_routes.router)
     app.include_router(openai_face.router)
     for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
         app.add_api_route(path, route, methods=["GET"], response_model=None)

@@ -9,7 +9,9 @@ What a dead *server* had in hand is nobody's fault either.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from sd35.serving.fair_queue import FairQueue
@@ -23,17 +25,21 @@ from sd35.serving.messages import (
     Drawing,
     Drawn,
     FromWorker,
+    Holding,
+    Load,
     Loaded,
     Loading,
+    Managed,
     Preview,
     Refused,
     Stepped,
     Stopped,
     Task,
+    Unload,
 )
 from sd35.serving.pictures import preview_base64
 from sd35.serving.problems import Problem
-from sd35.serving.settings import Model, ServerSettings
+from sd35.serving.settings import ServerSettings
 from sd35.serving.worker_process import WorkerProcess
 
 DEATHS_ALLOWED = 1
@@ -42,13 +48,25 @@ LONGEST_PAUSE_S = 10.0
 log = logging.getLogger(__name__)
 
 
+Errand = Load | Unload
+
+
+@dataclass(frozen=True)
+class LoadingModel:
+    """A model on its way: this share of it is there; `since` by time.monotonic."""
+
+    name: str
+    share: float
+    since: float
+
+
 class Books(Protocol):
     """Who keeps the jobs: `JobService`."""
 
     queue: FairQueue
 
-    async def next_batch(self, attendant: "Attendant") -> list[LiveJob]:
-        """The next jobs for this one's worker, once there are some and the server takes on work."""
+    async def next_work(self, attendant: "Attendant") -> "list[LiveJob] | Errand":
+        """The next jobs for this one's worker, or a model to load or unload, once there is something."""
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """An attempt begins."""
@@ -70,11 +88,14 @@ class Attendant:
         self._settings, self._command, self._books = settings, command, books
         self._worker: WorkerProcess | None = None
         self.in_hand: dict[str, LiveJob] = {}  # the batch's jobs that have not come to an end, by id
-        self.held: Model | None = None
-        self.loading_since: float | None = None  # time.monotonic
+        self.device = command[-1]
+        self.errands: deque[Errand] = deque()
+        self.load_seconds: dict[str, float] = {}  # that a model's loading took last
+        self.loading: LoadingModel | None = None
         self.restarts = 0
         self._deaths_in_a_row = 0
-        self._loaded: Loaded | None = None
+        self._errand: Errand | None = None  # that the worker is busy with
+        self._loaded: dict[str, Loaded] = {}
 
     @property
     def current(self) -> LiveJob | None:
@@ -82,19 +103,31 @@ class Attendant:
         return next(iter(self.in_hand.values()), None)
 
     @property
-    def load_seconds(self) -> float | None:
-        """What the last load took."""
-        return self._loaded.seconds if self._loaded else None
-
-    @property
     def worker_pid(self) -> int | None:
         """The worker's process id, None where there is none."""
         return self._worker.pid if self._worker and self._worker.is_alive() else None
 
+    def holdings(self) -> tuple[Holding, ...]:
+        """What the worker holds."""
+        return self._worker.holdings if self._worker and self._worker.is_alive() else ()
+
+    def awake(self) -> set[str]:
+        """Names of the models that it could draw with at once, or soon, as it loads them."""
+        ready = {one.name for one in self.holdings() if one.place == "vram"}
+        return ready | ({self.loading.name} if self.loading else set())
+
+    def wanted(self) -> set[str]:
+        """Names of the models that it will load when it comes to it."""
+        orders = [*self.errands, *([self._errand] if self._errand else [])]
+        return {order.model.name for order in orders if isinstance(order, Load)}
+
     async def run(self) -> None:
-        """One batch after the other."""
+        """One batch after the other, and errands between them."""
         while True:
-            batch = await self._books.next_batch(self)
+            batch = await self._books.next_work(self)
+            if isinstance(batch, Load | Unload):
+                await self._run_errand(batch)
+                continue
             self.in_hand = {live.job.id: live for live in batch}
             try:
                 await self._attempt(batch)
@@ -121,19 +154,31 @@ class Attendant:
         for live in wanted:
             self._books.begin(live, worker.name)
         worker.send(Batch(tuple(self._task(live) for live in wanted)))
-        ending = await self._listen(worker, wanted)
+        ending = await self._listen(worker, len(wanted), lambda: not self.in_hand)
         if ending is not None:
             await self._bury(ending, wanted)
             return
         self._deaths_in_a_row = 0
+
+    async def _run_errand(self, errand: Errand) -> None:
+        if isinstance(errand, Unload) and errand.model.name not in {one.name for one in self.holdings()}:
+            return
+        self._errand = errand
+        worker = await self._ready_worker()
+        worker.send(errand)
+        ending = await self._listen(worker, 1, lambda: self._errand is None)
+        self._errand = None
+        if ending is not None:
+            self._deaths_in_a_row += 1
+            log.warning("worker lost over the model %s: %s", errand.model.name, ending.reason)
 
     async def _ready_worker(self) -> WorkerProcess:
         if self._worker is None or not self._worker.is_alive():
             if self._worker is not None:
                 self.restarts += 1
                 await asyncio.sleep(_pause_s(self._deaths_in_a_row))
-            self.held = self._loaded = None
-            self._worker = WorkerProcess(self._command)
+            self._loaded, self.loading = {}, None
+            self._worker = WorkerProcess(self._command, self._settings.terms())
             log.info("worker %d started", self._worker.pid)
         return self._worker
 
@@ -144,36 +189,47 @@ class Attendant:
         previews = 0 if self._settings.output_check else spec.previews
         return Task(live.job.id, live.job.token, live.model, pictures, previews)
 
-    async def _listen(self, worker: WorkerProcess, batch: list[LiveJob]) -> Died | None:
-        """Pass the worker's news on until all is drawn, or until it is gone."""
+    async def _listen(
+        self, worker: WorkerProcess, batch_size: int, is_over: Callable[[], bool]
+    ) -> Died | None:
+        """Pass the worker's news on until the work is over, or until it is gone."""
         begin = last_news = time.monotonic()
         patience = self._settings.step_s
-        while self.in_hand:
+        while not is_over():
             try:
                 message = await asyncio.wait_for(worker.inbox.get(), self._settings.silence_s)
             except TimeoutError:
                 return await self._replace(worker, f"no sign of life for {self._settings.silence_s:g} s")
             if isinstance(message, Died):
-                self.loading_since = None
+                self.loading = None
                 return message
             if not isinstance(message, Beat):
                 last_news = time.monotonic()
                 patience = self._settings.load_s if isinstance(message, Loading) else self._settings.step_s
-                await self._pass_on(message, len(batch), begin)
+                await self._pass_on(message, batch_size, begin)
             elif time.monotonic() - last_news > patience:
                 return await self._replace(worker, f"no progress for {patience:g} s")
         return None
 
     async def _pass_on(self, message: FromWorker, batch_size: int, begin: float) -> None:
         match message:
-            case Loading():
-                self.loading_since = time.monotonic()
-                self._change(State.LOADING)
-            case Loaded(seconds):
-                self._loaded, self.held, self.loading_since = message, self._model(), None
-                for live in self.in_hand.values():
-                    live.job.seconds["load"] = seconds
-                self._change(State.RUNNING)
+            case Loading(name, share):
+                if self.loading is None:
+                    self._change(State.LOADING)
+                since = self.loading.since if self.loading else time.monotonic()
+                self.loading = LoadingModel(name, share, since)
+            case Loaded(seconds, model=name):
+                if self.loading is not None:
+                    self._change(State.RUNNING)
+                    for live in self.in_hand.values():
+                        live.job.seconds["load"] = seconds
+                if seconds:
+                    self.load_seconds[name] = seconds
+                self._loaded[name], self.loading = message, None
+            case Managed(error):
+                self._errand = self.loading = None
+                if error is not None:
+                    log.warning("a model could not be made ready: %s", error)
             case Stepped(jobs, done, of):
                 for live in self._known(jobs):
                     live.progress = (done, of)
@@ -188,6 +244,7 @@ class Attendant:
                 seconds = (time.monotonic() - begin) / batch_size
                 self._keep(self.in_hand.pop(job_id), drawing, seconds)
             case Refused(job_id, code, text):
+                self.loading = None
                 await self._books.finish(self.in_hand.pop(job_id), State.FAILED, JobError(code, text))
             case Stopped(job_id):
                 del self.in_hand[job_id]
@@ -196,14 +253,10 @@ class Attendant:
         if live.is_ending:  # cancelled too late for the worker to know
             return
         self._books.queue.rate.finished(live.job.spec.cost, seconds)
-        assert self._loaded is not None, "a worker loads before it draws"
-        self._books.keep(live, drawing, self._loaded)
+        self._books.keep(live, drawing, self._loaded[live.model.name])
 
     def _known(self, jobs: Sequence[str]) -> list[LiveJob]:
         return [self.in_hand[job_id] for job_id in jobs if job_id in self.in_hand]
-
-    def _model(self) -> Model:
-        return next(iter(self.in_hand.values())).model
 
     def _change(self, state: State) -> None:
         for live in self.in_hand.values():
@@ -213,7 +266,7 @@ class Attendant:
     async def _replace(self, worker: WorkerProcess, reason: str) -> Died:
         worker.kill()
         await worker.gone()
-        self.loading_since = None
+        self.loading = None
         return Died(reason)
 
     async def _bury(self, ending: Died, batch: list[LiveJob]) -> None:

@@ -1,5 +1,7 @@
 """What the server and a worker say to each other, as frozen dataclasses that travel pickled through a pipe.
 
+A worker hears its `Terms` first, then one order after the other: Batch, Load, Unload; a Cancel at any time.
+
 Both ends are ours and of one version, and the pipe has no name that a stranger could open; that is why pickle
 is safe here.
 """
@@ -37,6 +39,44 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Have this model ready."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Let go of this model."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A model that a worker holds: `place` is vram or ram; `used_at` in seconds since 1970."""
+
+    name: str
+    place: str
+    bytes: int
+    used_at: float
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a worker holds now."""
+
+    models: tuple[Holding, ...]
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A Load or an Unload is over; `error` says in words why it failed."""
+
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class RawImage:
     """Pixels [height, width, 3], 8 bits each."""
 
@@ -52,7 +92,10 @@ class Beat:
 
 @dataclass(frozen=True)
 class Loading:
-    """The model that the batch needs is being loaded."""
+    """A model is being loaded; this share of it is there, 0 to 1."""
+
+    model: str
+    share: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +105,7 @@ class Loaded:
     seconds: float
     identity: str  # SHA-256 of the checkpoint
     precision: str  # of the transformer
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,4 +168,6 @@ class Died:
     reason: str
 
 
-FromWorker = Beat | Loading | Loaded | Stepped | Preview | Drawn | Stopped | Refused | Died
+FromWorker = (
+    Beat | Holdings | Managed | Loading | Loaded | Stepped | Preview | Drawn | Stopped | Refused | Died
+)

@@ -1,24 +1,61 @@
 """A worker without a model: it says all that a real one says and draws flat colours, at once.
 
-`sd35 serve --engine null` measures the server itself with it. `python -m sd35.serving.null_worker PIPE`.
+`sd35 serve --engine null` measures the server itself with it.
+
+    python -m sd35.serving.null_worker DEVICE PIPE
 """
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sd35.request import Picture
 from sd35.serving.messages import Drawing, RawImage, Task
-from sd35.serving.settings import Model
+from sd35.serving.settings import Model, Terms
 from sd35.serving.worker import Listener, connection_from, preview_steps, serve_tasks
+
+NULL_BYTES = 1_000_000
 
 
 class NullEngine:
     """An engine whose pictures have one colour, made of prompt and seed."""
 
-    def load(self, model: Model) -> tuple[str, str]:
-        """Nothing to hold."""
+    def __init__(self) -> None:
+        self._models: list[Model] = []
+
+    def settle(self, terms: Terms) -> Terms:
+        """As they are."""
+        return terms
+
+    def need(self, models: Collection[Model]) -> int:
+        """As if each model were one megabyte."""
+        return NULL_BYTES * len(models)
+
+    def load(self, model: Model, tell: Callable[[float], None]) -> None:
+        """There is nothing to read."""
+        self._models.append(model)
+
+    def rest(self, model: Model) -> None:
+        """Nothing moves."""
+
+    def wake(self, model: Model) -> None:
+        """Nothing moves."""
+
+    def drop(self, model: Model) -> None:
+        """Forget it."""
+        self._models.remove(model)
+
+    def held(self) -> list[Model]:
+        """What was loaded and not dropped."""
+        return self._models
+
+    def facts(self, model: Model) -> tuple[str, str]:
+        """There are none."""
         return "null", "null"
+
+    def is_cramped(self, task: Task) -> bool:
+        """Never."""
+        return False
 
     def fitting(self, tasks: Sequence[Task]) -> int:
         """There is room for any number."""
@@ -49,4 +86,4 @@ def flat(picture: Picture) -> RawImage:
 
 
 if __name__ == "__main__":
-    serve_tasks(NullEngine(), connection_from(sys.argv[1]))
+    serve_tasks(NullEngine, connection_from(sys.argv[-1]))

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
-from sd35.serving.attendant import Attendant
+from sd35.serving.attendant import Attendant, Errand
 from sd35.serving.dispatch import Dispatcher
 from sd35.serving.fair_queue import FairQueue
 from sd35.serving.jobs import Job, JobError, JobImage, State
@@ -27,14 +28,16 @@ from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
+from sd35.serving.pool import Pool
 from sd35.serving.problems import Problem, ServiceError
-from sd35.serving.settings import ServerSettings
+from sd35.serving.settings import Model, ServerSettings
 from sd35.serving.storage import Storage
 from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
 BATCH_WAIT_S = 0.02  # at most, for others to draw with
+LOOK_AGAIN_S = 0.25  # at jobs that were left to other workers
 SHARE_TO_WAIT = 0.05  # of the time that a job takes, at most
 DAY_S = 86_400.0
 
@@ -56,8 +59,8 @@ class JobService:
         self.check = check
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
-        self.attendant = Attendant(settings, worker_command, self)
-        self.is_draining = False
+        self.pool = Pool(settings, worker_command, self)
+        self.is_draining = self.is_paused = False
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._lives: dict[str, LiveJob] = {}
         self._dispatcher = Dispatcher(
@@ -79,7 +82,7 @@ class JobService:
                 log.warning("job %s waits for the model %r, which isn't served", job.id, job.spec.model)
                 continue
             self._enqueue(LiveJob(job, model, is_suspect=job.deaths > 0))
-        self._care = asyncio.create_task(self.attendant.run())
+        self._care = asyncio.create_task(self.pool.run())
 
     def is_ready(self) -> bool:
         """Whether a request would be taken and worked on."""
@@ -89,9 +92,9 @@ class JobService:
     async def drain(self) -> None:
         """Take nothing new, give the running job its time, leave the rest to the next start."""
         self.is_draining = True
-        running = list(self.attendant.in_hand.values())
+        running = list(self.pool.in_hand().values())
         for live in list(self._lives.values()):
-            if live.job.id not in self.attendant.in_hand and live.job.state is State.QUEUED:
+            if live.job.id not in self.pool.in_hand() and live.job.state is State.QUEUED:
                 live.part()
         if running:
             await _within(self.settings.drain_s, asyncio.gather(*(live.settled.wait() for live in running)))
@@ -101,11 +104,11 @@ class JobService:
     async def stop(self) -> None:
         """End the worker, giving its job back; nothing runs afterwards."""
         self.is_draining = True
-        running = list(self.attendant.in_hand.values())
+        running = list(self.pool.in_hand().values())
         if self._care is not None:
             self._care.cancel()
             await asyncio.wait([self._care])
-        await self.attendant.dismiss()
+        await self.pool.dismiss()
         for live in running:
             if not live.is_ending and live.job.state is not State.SAVING:
                 await self.give_back(live, "drained")
@@ -174,7 +177,7 @@ class JobService:
         if live.job.state.is_final:
             return
         self.queue.discard(live.job)
-        self.attendant.cancel(live)
+        self.pool.cancel(live)
         await self.finish(live, state, error)
 
     def unfinished_twin(self, job: Job) -> LiveJob | None:
@@ -205,17 +208,51 @@ class JobService:
 
     # ---- what the attendant does
 
-    async def next_batch(self, attendant: Attendant) -> list[LiveJob]:
-        """The next jobs to draw together, once there is one; idle, wait a moment for others on their way."""
+    async def next_work(self, attendant: Attendant) -> list[LiveJob] | Errand:
+        """A model to load or unload, or the next jobs to draw together, once there is something.
+
+        A worker that has nothing to do waits a moment for jobs that could join the first.
+        """
         was_idle = False
-        while self.is_draining or not len(self.queue):
+        while True:
+            if attendant.errands:
+                return attendant.errands.popleft()
+            may_draw = len(self.queue) > 0 and not (self.is_draining or self.is_paused)
+            if may_draw and was_idle and self._reserved:
+                await self._await_arrivals()
+            if may_draw:
+                batch = self._dispatcher.take(attendant.awake(), self.pool.elsewhere(attendant))
+                if batch:
+                    return batch
             was_idle = True
-            self._work.clear()
-            await self._work.wait()
-        if was_idle and self._reserved:
-            await self._await_arrivals()
-        held = {attendant.held.name} if attendant.held else set()
-        return self._dispatcher.take(held, {}) or await self.next_batch(attendant)
+            await self._await_work(LOOK_AGAIN_S if may_draw else None)
+
+    async def _await_work(self, seconds: float | None) -> None:
+        self._work.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), seconds)
+
+    def load(self, model: Model) -> None:
+        """Have a worker get a model ready."""
+        self.pool.load(model)
+        self._work.set()
+
+    def refuse_unless_ready(self, model: Model, wait_s: float) -> None:
+        """model_loading for a client that won't wait as long as loading takes; the loading begins."""
+        try:
+            self.pool.refuse_unless_ready(model, wait_s)
+        finally:
+            self._work.set()
+
+    def unload(self, model: Model) -> None:
+        """Have all workers let go of a model."""
+        self.pool.unload(model)
+        self._work.set()
+
+    def pause(self, *, is_paused: bool) -> None:
+        """Begin no further job, or begin them again."""
+        self.is_paused = is_paused
+        self._work.set()
 
     async def _await_arrivals(self) -> None:
         """Until those jobs are here that are on their way into the database now; not so long as to matter."""
