@@ -27,6 +27,7 @@ class ScriptedEngine:
     attention: str = "sdpa"
     plan: str = "staged"
     cap_bytes: int | None = 7
+    load_seconds: float | None = 3.0
     prompts: list[str] = field(default_factory=list)
 
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:

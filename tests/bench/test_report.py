@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sd35.bench.chart import chart
-from sd35.bench.report import readme_section, short_table
+from sd35.bench.report import memory_section, readme_section, short_table
 from sd35.bench.results import read_results
 from sd35.errors import CheckpointError
 
@@ -60,9 +60,25 @@ def test_machines_are_told_apart(result: dict[str, Any]) -> None:
     assert ["Card 7" in line for line in lines] == [False, True]
 
 
+def test_a_cap_is_beside_the_run_without_one(result: dict[str, Any]) -> None:
+    """Ratios of loop, new prompt and kept prompt, in the table of memory and not in that of speed."""
+    free = result["rows"][0]
+    stages = {"encode": 1.1, "denoise": 3.5, "decode": 0.4}
+    capped = {**free, "cap_bytes": 7 * 2**30, "plan": "staged", "seconds": 5.0, "stage_seconds": stages}
+    result["rows"].append({**capped, "cap_bytes": 4 * 2**30, "plan": "streamed"})
+    result["rows"].append(capped)
+    lines = memory_section([result]).splitlines()[-2:]
+    assert ["staged" in line for line in lines] == [True, False]
+    assert lines[0] == (
+        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance "
+        "| 7.0 GiB | staged | 6.0 GiB | 50.0 | 3.50 s (1.25x) | 5.00 s (1.67x) | 3.90 s (1.34x) |"
+    )
+    assert readme_section([result]) == ""
+
+
 def test_nothing_measured_is_no_section() -> None:
     """Without results the README says nothing of speed."""
-    assert readme_section([]) == ""
+    assert readme_section([]) == memory_section([]) == ""
 
 
 def test_other_results_are_passed_over(tmp_path: Path, result: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Memory plans: arithmetic that can be checked by hand, and sizes that are the loaded model's own."""
 
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.variants import VARIANTS
 
 GIB = 2**30
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 GUIDED = Work(1024, 1024, images=1, steps=28, text_tokens=333, guided=True)
 
 
@@ -99,6 +102,19 @@ def test_a_budget_chooses_its_plan(
     plan = memory.choose(found, GUIDED, budget)
     assert (plan.name, plan.blocks_stay, plan.passing) == (name, blocks_stay, passing)
     assert all(stage.bytes <= budget for stage in memory.stages(plan, found, GUIDED))
+
+
+@pytest.mark.parametrize("result", sorted(RESULTS.glob("memory-*.json")), ids=lambda path: path.stem)
+def test_peaks_on_a_card_are_the_arithmetic(result: Path) -> None:
+    """Under every cap of the committed runs the plan is that which was measured, and its peak within 5%."""
+    capped = [row for row in json.loads(result.read_text())["rows"] if row["cap_bytes"]]
+    assert capped
+    for row in capped:
+        work = replace(GUIDED, steps=row["steps"])
+        of_variant = sizes(row["variant"])
+        plan = memory.choose(of_variant, work, row["cap_bytes"])
+        assert plan.name == row["plan"]
+        assert memory.peak(plan, of_variant, work) == pytest.approx(row["peak_bytes"], rel=0.05)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

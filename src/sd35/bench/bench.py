@@ -34,12 +34,13 @@ _REPEAT_SHARE = 0.15  # of the budget, kept back for our engine's second turn
 class Plan:
     """What a run measures: engines in order, seconds in all, and which extras.
 
-    Our own engine runs once more with each of the attentions in `also`.
+    Our own engine runs once more with each of the attentions in `also`, and within each of the `caps`.
     """
 
     workload: Workload
     engines: Sequence[str]
     also: Sequence[str] = ()
+    caps: Sequence[str] = ()
     budget: float = 480.0
     profiles: bool = True
     keeps_caches: bool = False
@@ -60,10 +61,12 @@ def bench(plan: Plan, machine: dict[str, Any], on_progress: OnProgress) -> Repor
     """Measure all engines of the plan; a failing one costs its own row alone."""
     report = Report(machine, plan.workload.stage, work_of(shapes_of(plan.workload)))
     deadline = time.monotonic() + plan.budget
-    repeats = OURS in plan.engines and len(plan.engines) > 1
+    repeats = OURS in plan.engines and len(plan.engines) + len(plan.caps) > 1
     reserve = plan.budget * _REPEAT_SHARE if repeats else 0.0
     turns = [(engine, plan.workload) for engine in plan.engines]
-    turns[1:1] = [(OURS, plan.workload.with_attention(name)) for name in plan.also]
+    others = [plan.workload.with_attention(name) for name in plan.also]
+    others += [plan.workload.within(cap) for cap in plan.caps]
+    turns[1:1] = [(OURS, workload) for workload in others]
     for i, (engine, workload) in enumerate(turns):
         left = deadline - time.monotonic() - reserve
         outcome = _turn(plan, engine, workload, left, with_limits=i == 0)
@@ -131,12 +134,18 @@ def _enter(report: Report, outcome: Outcome, engine: str, workload: Workload) ->
     if outcome.limits is not None:
         report.limits = outcome.limits
     if outcome.kernels:
-        name = engine if engine not in report.kernels else f"{engine} {workload.runtime.get('attention')}"
+        name = _name(engine, workload, taken=engine in report.kernels)
         report.kernels[name] = outcome.kernels
     report.add(outcome.row or empty_row(engine, workload, outcome.failure))
     if outcome.row is not None and outcome.failure is not None:
         outcome.notes.append(f"after its row was measured: {outcome.failure}")
     report.notes += [f"{engine}: {note}" for note in outcome.notes]
+
+
+def _name(engine: str, workload: Workload, *, taken: bool) -> str:
+    """The engine's, with what makes this turn of it another one."""
+    runtime = workload.runtime
+    return f"{engine} {runtime.get('max_vram') or runtime.get('attention')}" if taken else engine
 
 
 def _drift(report: Report, again: Outcome) -> dict[str, float] | None:

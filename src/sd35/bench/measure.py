@@ -1,5 +1,6 @@
 """Draw, and listen: a warm-up that is told apart, then rounds of which the medians count."""
 
+import resource
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +44,11 @@ class Engine(Protocol):
         """The most that it was allowed to allocate there, None where nothing was said."""
         ...
 
+    @property
+    def load_seconds(self) -> float | None:
+        """What its weights took from the disk to where they are used, None where none were read."""
+        ...
+
     def draw(self, pictures: Sequence[Picture], on_step: OnStep) -> dict[str, float]:
         """Draw a batch (or do the workload's one stage of it); seconds of each stage.
 
@@ -72,6 +78,8 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
         stage_seconds={stage: statistics.median(one[stage] for one in stages) for stage in stages[0]},
         peak_bytes=peak_memory_bytes(engine.device),
         first_call_seconds=first_call,
+        load_seconds=engine.load_seconds,
+        host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
     )
     return _with_steps(row, step_ms, stages)
 

@@ -4,40 +4,59 @@ With a single stage the parts of the model that it does not use leave the device
 is its own.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
 
+from sd35.bench.full_size import config_of
 from sd35.bench.random_weights import RandomCheckpoint, random_embeds
+from sd35.bench.timing import drain
 from sd35.bench.work import shapes_of
 from sd35.bench.workload import Workload
+from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.sizes import config_size
+from sd35.checkpoints.store import locate
+from sd35.errors import RequestError
 from sd35.quantization.recipe import Recipe
 from sd35.request import Picture
 from sd35.runtime.encoders import encode
 from sd35.runtime.facts import components, precision
 from sd35.runtime.latents import decode, initial_latents
-from sd35.runtime.load import assemble, resolve
-from sd35.runtime.pipeline import StageClock
+from sd35.runtime.load import assemble, load_pipeline, resolve
+from sd35.runtime.pipeline import Pipeline, StageClock
 from sd35.runtime.sampling import OnStep, denoise
 
 _USED = {"encode": "text_encoder", "denoise": "transformer", "decode": "vae"}  # parts' names begin so
 
 
 class Sd35Engine:
-    """The pipeline of this package, with FP8 weights made as `sd35 quantize` makes them."""
+    """Our pipeline: a checkpoint's, or of random weights quantized as `sd35 quantize` does."""
 
     def __init__(self, workload: Workload) -> None:
         placement = resolve(workload.config())
-        checkpoint = RandomCheckpoint(workload.variant, placement.device, Recipe())
-        self._pipeline = assemble(checkpoint, workload.config(), workload.model, identity="random")
+        self.device = placement.device
+        self.load_seconds: float | None = None
+        self._pipeline = self._read(workload) if workload.checkpoint else _made(workload, self.device)
         self._stage = workload.stage
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
-        self.device = placement.device
         self.precision = precision(self._pipeline)["transformer"]
         self.attention = str(self._pipeline.mmdit.engine.attention)
         self.cap_bytes = _cap(workload.config().vram_bytes, self.device)
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
+
+    def _read(self, workload: Workload) -> Pipeline:
+        """The named checkpoint's pipeline, under the cap from the start; the clock waits for all."""
+        assert workload.checkpoint is not None
+        _demand_size(workload)
+        _cap(workload.config().vram_bytes, self.device)
+        drain(self.device)  # a card's first call is not loading
+        begin = time.perf_counter()
+        pipeline = load_pipeline(workload.checkpoint, workload.config(), workload.model)
+        drain(self.device)
+        self.load_seconds = time.perf_counter() - begin
+        return pipeline
 
     @property
     def plan(self) -> str:
@@ -76,6 +95,23 @@ class Sd35Engine:
                 part.to("meta")
 
 
+def _made(workload: Workload, device: torch.device) -> Pipeline:
+    """A pipeline of random weights, FP8 where `sd35 quantize` makes FP8."""
+    checkpoint = RandomCheckpoint(workload.variant, device, Recipe())
+    return assemble(checkpoint, workload.config(), workload.model, identity="random")
+
+
+def _demand_size(workload: Workload) -> None:
+    """RequestError where the checkpoint is not of the size that the work is counted for."""
+    assert workload.checkpoint is not None
+    found = open_checkpoint(locate(workload.checkpoint)).config("transformer")
+    wanted = config_of(workload.variant, "transformer")
+    if config_size("transformer", found) != config_size("transformer", wanted):
+        raise RequestError(
+            f"{workload.checkpoint} has not the size of {workload.variant}: say its own with --variant."
+        )
+
+
 def _cap(nbytes: int | None, device: torch.device) -> int | None:
     """Let PyTorch allocate no more than this on a card from now on; the cap, None where there is none.
 
@@ -85,5 +121,5 @@ def _cap(nbytes: int | None, device: torch.device) -> int | None:
         return None
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(nbytes / total, 1.0), device)
+    torch.cuda.set_per_process_memory_fraction(min(nbytes / total, 1.0), device.index or 0)
     return nbytes

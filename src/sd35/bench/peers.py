@@ -58,6 +58,7 @@ class DiffusersEngine:
     attention = "sdpa"
     plan = "resident"
     cap_bytes = None
+    load_seconds = None
 
     def __init__(self, workload: Workload) -> None:
         placement = resolve(workload.config())

@@ -34,8 +34,12 @@ def short_table(result: Result) -> str:
 
 
 def readme_section(results: Iterable[Result]) -> str:
-    """The README's table, one line for each of our rows that has steps; empty while there are none."""
-    ours = [(result, row) for result in results for row in result["rows"] if _is_for_readme(row)]
+    """The README's table, one line for each of our rows that has steps; empty while there are none.
+
+    Runs with caps on memory have a table of their own.
+    """
+    free = [result for result in results if not any(row["cap_bytes"] for row in result["rows"])]
+    ours = [(result, row) for result in free for row in result["rows"] if _is_for_readme(row)]
     if not ours:
         return ""
     ours.sort(key=lambda pair: _order(pair[1]))
@@ -53,6 +57,51 @@ def readme_section(results: Iterable[Result]) -> str:
         _line(["---"] * len(head)),
     ]
     return "\n".join([*lines, *(_readme_line(result, row, machines) for result, row in ours)])
+
+
+def memory_section(results: Iterable[Result]) -> str:
+    """What our engine takes within each cap, beside the same run's row without one; else empty."""
+    found = [(result, row) for result in results for row in result["rows"] if row["ms_per_step"]]
+    capped = [(result, row) for result, row in found if row["cap_bytes"]]
+    if not capped:
+        return ""
+    capped.sort(key=lambda pair: (_order(pair[1]), -pair[1]["cap_bytes"]))
+    machines = list(dict.fromkeys(_machine(result) for result, _ in capped))
+    head = ["model", "may allocate", "plan", "peak", "ms/step", "loop", "new prompt", "kept prompt"]
+    lines = [
+        "## Memory",
+        "",
+        "The whole way from prompt to pixels under a cap on what PyTorch may allocate, T5 in 16 bits",
+        "included; a card of 8 GB leaves 7.2 GiB, one of 4 GB 3.2. Ratios are to the same run without a cap,",
+        f"where all stays on the card. Random weights at full size, on {' or '.join(machines)}:",
+        "[memory](docs/guides/memory.md).",
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+    ]
+    return "\n".join([*lines, *(_memory_line(result, row) for result, row in capped)])
+
+
+def _memory_line(result: Result, row: Result) -> str:
+    free = next(other for other in result["rows"] if other["engine"] == OURS and not other["cap_bytes"])
+    loops = [one["stage_seconds"]["denoise"] for one in (row, free)]
+    kept = [one["seconds"] - one["stage_seconds"]["encode"] for one in (row, free)]
+    return _line(
+        [
+            f"{VARIANTS[row['variant']].title}, {_work(row)}",
+            _gib(row["cap_bytes"]),
+            row["plan"],
+            _gib(row["peak_bytes"]),
+            _ms(row["ms_per_step"]),
+            _beside(*loops),
+            _beside(row["seconds"], free["seconds"]),
+            _beside(*kept),
+        ]
+    )
+
+
+def _beside(seconds: float, other: float) -> str:
+    return f"{seconds:.2f} s ({seconds / other:.2f}x)"
 
 
 def _is_for_readme(row: Result) -> bool:
@@ -80,7 +129,8 @@ def _headline(result: Result) -> str:
     row = result["rows"][0]
     stage = f", {result['stage']} alone" if result.get("stage") else ""
     title = VARIANTS[row["variant"]].title
-    return f"{title}, {_work(row)}{stage}, random weights; {_machine(result)}"
+    weights = "a checkpoint" if row.get("load_seconds") else "random weights"
+    return f"{title}, {_work(row)}{stage}, {weights}; {_machine(result)}"
 
 
 def _work(row: Result) -> str:
@@ -98,11 +148,12 @@ def _machine(result: Result) -> str:
 def _engine_table(result: Result) -> list[str]:
     stages = [stage for stage in STAGES if any(stage in row["stage_seconds"] for row in result["rows"])]
     head = ["engine", "transformer", "attention", "ms/step", "spread", "TFLOP/s", "of limit", "picture"]
-    return [
-        _line([*head, *stages, "peak", "first call"]),
-        _line(["---"] * (len(head) + len(stages) + 2)),
-        *(_line(_engine_cells(row, stages)) for row in result["rows"] if not row["reason"]),
-    ]
+    head += [*stages, "peak", "first call"]
+    rows = [(row, _engine_cells(row, stages)) for row in result["rows"] if not row["reason"]]
+    if any(row.get("cap_bytes") for row, _ in rows):
+        head += ["plan", "cap"]
+        rows = [(row, [*cells, row["plan"], _gib(row["cap_bytes"])]) for row, cells in rows]
+    return [_line(head), _line(["---"] * len(head)), *(_line(cells) for _, cells in rows)]
 
 
 def _engine_cells(row: Result, stages: Sequence[str]) -> list[str]:

@@ -5,7 +5,8 @@ ran out of memory or out of time is part of the result. `mode` is "exact", or "c
 results of others; the two are never one row. `ms_per_step` is the median over all steps of all rounds but
 each drawing's first, `spread` the distance between the 10th and the 90th percentile, both in milliseconds;
 `seconds` and `stage_seconds` are medians over the rounds; `first_call_seconds` is from loaded weights to the
-end of the first step.
+end of the first step. With a checkpoint from the disk `load_seconds` is until its weights were where the
+plan wants them, and `host_peak_bytes` the most memory that the whole process ever had, mapped files included.
 """
 
 import json
@@ -41,6 +42,8 @@ class Row:
     peak_bytes: int | None = None
     cap_bytes: int | None = None
     first_call_seconds: float | None = None
+    load_seconds: float | None = None
+    host_peak_bytes: int | None = None
     tflops: float | None = None  # TFLOP/s achieved in a step
     share_of_limit: float | None = None  # of what products and attention alone would take on this card
     reason: str | None = None

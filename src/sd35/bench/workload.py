@@ -1,8 +1,9 @@
 """The work that every engine of a run does: which model, which pictures, how often.
 
 A run has one workload. Shapes decide the speed, and trained weights do not, so the weights are random at
-the variant's full size (`random_weights.py`). Each round draws another prompt: an engine that keeps the
-embeds of texts it has seen gains by the negative prompt alone, as it does for people.
+the variant's full size (`random_weights.py`), unless a checkpoint on the disk is named. Each round draws
+another prompt: an engine that keeps the embeds of texts it has seen gains by the negative prompt alone, as
+it does for people.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ class Workload:
 
     None means what the variant recommends. `stage` is one of STAGES to run alone on random inputs, with the
     other parts of the model off the device; None is the whole way from prompt to pixels. `runtime` holds
-    fields of `RuntimeConfig` for our own engine.
+    fields of `RuntimeConfig` for our own engine, which takes the weights of `checkpoint` where one is named.
     """
 
     variant: str = "large"
@@ -36,6 +37,7 @@ class Workload:
     guidance_scale: float | None = None
     rounds: int = 3
     stage: str | None = None
+    checkpoint: str | None = None
     runtime: dict[str, str | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,10 @@ class Workload:
     def with_attention(self, name: str) -> "Workload":
         """The same, our own engine attending by another implementation."""
         return replace(self, runtime={**self.runtime, "attention": name})
+
+    def within(self, max_vram: str) -> "Workload":
+        """The same, our own engine under a cap of memory."""
+        return replace(self, runtime={**self.runtime, "max_vram": max_vram})
 
     def as_dict(self) -> dict[str, Any]:
         """For another process: `Workload(**workload.as_dict())` is the same."""

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--also", nargs="*", choices=get_args(Attention), default=[], metavar="ATTENTION",
         help="run sd35 with these attentions too",
     )  # fmt: skip
+    parser.add_argument(
+        "--caps", nargs="*", default=[], metavar="MEMORY",
+        help="run sd35 within these too, such as 7.2GiB 5.2GiB",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", help="a folder or single file for sd35 to read (default: random weights)"
+    )
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the variant's)")
     parser.add_argument("--images", type=int, default=1, help="pictures at once (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the variant's)")
@@ -117,14 +124,16 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
         images=arguments.images,
         guidance_scale=arguments.guidance_scale,
         stage=arguments.stage,
+        checkpoint=arguments.checkpoint,
         runtime={name: value for name, value in runtime.items() if value is not None},
     )
     if not arguments.budget > 0:
         raise RequestError(f"budget is {arguments.budget:g} s: give more than 0.")
     engines = (OURS, *dict.fromkeys(arguments.peers))
     return Plan(
-        workload, engines, arguments.also, arguments.budget, not arguments.no_profile, arguments.keep_caches
-    )
+        workload, engines, arguments.also, arguments.caps, arguments.budget,
+        profiles=not arguments.no_profile, keeps_caches=arguments.keep_caches,
+    )  # fmt: skip
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

@@ -54,6 +54,7 @@ class Recorder:
     def forget(self) -> None:
         """Let go of all recordings and their memory: weights are about to lie elsewhere."""
         self._recordings.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # PyTorch takes no pool back that has lost its last graph
 
     def _record(self, mmdit: MMDiT, step: Step) -> Recording:
         copies = {name: tensor.clone() for name, tensor in _tensors(step).items()}

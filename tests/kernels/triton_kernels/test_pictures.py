@@ -53,7 +53,7 @@ def test_a_large_mean_costs_no_digits() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("channels", "groups"), CHANNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("size", [(1, 1), (33, 17), (128, 128), (512, 512), (1024, 1024)])
+@pytest.mark.parametrize("size", [(1, 1), (33, 17), (1024, 1024)])
 def test_every_operation_on_a_card(
     channels: int, groups: int, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:

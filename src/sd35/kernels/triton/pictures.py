@@ -141,7 +141,7 @@ def join_statistics_kernel(
     shift = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
     if ADDED:
         shift = tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
-    size = pixels.to(tl.float32) * width
+    size = tl.cast(pixels, tl.float32) * width  # Triton makes a 1 a constant, which has no `to`
     first_chunk = batch * chunks * channels
 
     total = tl.zeros((BLOCK_CHUNKS, BLOCK_CHANNELS), dtype=tl.float32)
