@@ -90,9 +90,7 @@ class Placement:
     attention: Attention = "auto"
     cuda_graphs: bool = False
     lies_on: torch.device | None = None
-    on_read: Callable[[int], None] = field(
-        default=lambda _: None, compare=False
-    )  # bytes that came, as they lie
+    on_read: Callable[[int], None] = field(default=lambda _: None, compare=False)  # bytes as they lie
 
     @property
     def home(self) -> torch.device:

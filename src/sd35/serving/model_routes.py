@@ -44,7 +44,7 @@ async def models(request: Request, caller: Known) -> dict[str, Any]:
 async def load(name: str, request: Request, caller: Admin) -> dict[str, Any]:
     """Get a model ready; again while it is on its way, this tells how far it is."""
     model = _model(name, request)
-    gateway_of(request).service.load(model)
+    gateway_of(request).service.pool.load(model)
     return _row(model, request)
 
 
@@ -52,7 +52,7 @@ async def load(name: str, request: Request, caller: Admin) -> dict[str, Any]:
 async def unload(name: str, request: Request, caller: Admin) -> dict[str, Any]:
     """Let go of a model, after what is drawn with it now; the next job that needs it loads it again."""
     model = _model(name, request)
-    gateway_of(request).service.unload(model)
+    gateway_of(request).service.pool.unload(model)
     return _row(model, request)
 
 
@@ -103,5 +103,5 @@ def _model(name: str, request: Request) -> Model:
 
 def _paused(request: Request, *, is_paused: bool) -> dict[str, bool]:
     service = gateway_of(request).service
-    service.pause(is_paused=is_paused)
+    service.pool.pause(is_paused=is_paused)
     return {"paused": is_paused, "draining": service.is_draining}

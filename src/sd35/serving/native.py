@@ -143,7 +143,7 @@ async def stats(request: Request, caller: Known) -> dict[str, Any]:
         "workers": workers,
         "ended": service.ended,
         "draining": service.is_draining,
-        "paused": service.is_paused,
+        "paused": service.pool.is_paused,
     }
 
 

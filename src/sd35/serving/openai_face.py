@@ -102,7 +102,7 @@ async def _submit(body: ImagesBody, request: Request, gateway: Gateway, caller: 
         if earlier is not None:
             return earlier
     if (wait_s := _patience_s(request)) is not None:
-        gateway.service.refuse_unless_ready(gateway.service.models[job.spec.model], wait_s)
+        gateway.service.pool.refuse_unless_ready(gateway.service.models[job.spec.model], wait_s)
     return await gateway.service.submit(job, caller)
 
 

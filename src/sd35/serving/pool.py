@@ -1,4 +1,4 @@
-"""All workers: one for each device, what each of them holds, and who loads what beforehand.
+"""All workers: one for each device, what each does next, what each holds, and who loads what beforehand.
 
 Workers hold models as they see fit (`shelf.py`) and say what they hold; this is where that comes together:
 where a model is, whether a job for it had better wait for another worker, and how far its loading has come. A
@@ -8,17 +8,22 @@ model is loaded once however many ask for it: while it is on its way, asking aga
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sd35.serving.attendant import Attendant, Books
+from sd35.serving.attendant import Attendant, Books, Errand
+from sd35.serving.dispatch import Dispatcher
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Holding, Load, Unload
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model, ServerSettings
 
 LONGEST_RETRY_S = 120  # what OpenAI's package honours at most
+LOOK_AGAIN_S = 0.25  # at jobs that were left to other workers
+BATCH_WAIT_S = 0.02  # at most, for others to draw with
+SHARE_TO_WAIT = 0.05  # of the time that a job takes, at most
 PLACES = ("on_disk", "loading", "ram", "vram")  # the further right, the sooner it draws
 
 
@@ -36,9 +41,23 @@ class Progress:
 
 
 class Pool:
-    """The attendants; `run` goes on until it is cancelled."""
+    """The attendants, and what they do next; `run` goes on until it is cancelled."""
 
-    def __init__(self, settings: ServerSettings, command: Sequence[str], books: Books) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        command: Sequence[str],
+        books: Books,
+        lives: Mapping[str, LiveJob],
+    ) -> None:
+        self._queue = books.queue
+        self._dispatcher = Dispatcher(
+            books.queue, lives, max_batch=settings.max_batch, skip_s=settings.skip_s
+        )
+        self.is_closed = self.is_paused = False  # no job begins any more; no job begins just now
+        self.expected = 0  # jobs on their way into the database: they have a place in the queue already
+        self._arrived = 0  # jobs that have come out of it
+        self._news = asyncio.Event()
         self.attendants = [Attendant(settings, (*command, device), books) for device in settings.device_names]
 
     async def run(self) -> None:
@@ -46,6 +65,51 @@ class Pool:
         async with asyncio.TaskGroup() as group:
             for attendant in self.attendants:
                 group.create_task(attendant.run())
+
+    async def next_work(self, attendant: Attendant) -> list[LiveJob] | Errand:
+        """A model to load or unload, or the next jobs to draw together, once there is something.
+
+        A worker that has nothing to do waits a moment for jobs that could join the first.
+        """
+        was_idle = False
+        while True:
+            if attendant.errands:
+                return attendant.errands.popleft()
+            may_draw = len(self._queue) > 0 and not (self.is_closed or self.is_paused)
+            if may_draw and was_idle and self.expected:
+                await self._await_arrivals()
+            if may_draw and (batch := self._dispatcher.take(attendant.awake(), self.elsewhere(attendant))):
+                return batch
+            was_idle = True
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), LOOK_AGAIN_S if may_draw else None)
+
+    def look_again(self) -> None:
+        """Have idle workers look for work."""
+        self._news.set()
+
+    def pause(self, *, is_paused: bool) -> None:
+        """Begin no further job, or begin them again."""
+        self.is_paused = is_paused
+        self.look_again()
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """While one more job is on its way into the database."""
+        self.expected += 1
+        try:
+            yield
+        finally:
+            self.expected -= 1
+            self._arrived += 1
+
+    async def _await_arrivals(self) -> None:
+        """Until those jobs are here that are on their way now, but not so long as to matter."""
+        wanted = self._arrived + self.expected
+        end = time.monotonic() + min(BATCH_WAIT_S, SHARE_TO_WAIT * self._queue.rate.job_s)
+        while self._arrived < wanted and time.monotonic() < end:
+            await asyncio.sleep(0.001)
 
     async def dismiss(self) -> None:
         """End all workers."""
@@ -108,11 +172,13 @@ class Pool:
         holding = [one for one in self.attendants if model.name in {held.name for held in one.holdings()}]
         chosen = min(holding or self.attendants, key=lambda one: (len(one.in_hand), len(one.errands)))
         chosen.errands.append(Load(model))
+        self.look_again()
 
     def unload(self, model: Model) -> None:
         """Have every worker let go of the model, after what it draws now."""
         for attendant in self.attendants:
             attendant.errands.append(Unload(model))
+        self.look_again()
 
     def refuse_unless_ready(self, model: Model, wait_s: float) -> None:
         """model_loading for a client that won't wait as long as loading takes; the loading begins."""

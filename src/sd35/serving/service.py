@@ -12,7 +12,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant, Errand
-from sd35.serving.dispatch import Dispatcher
 from sd35.serving.fair_queue import FairQueue
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
@@ -30,15 +28,12 @@ from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
 from sd35.serving.pool import Pool
 from sd35.serving.problems import Problem, ServiceError
-from sd35.serving.settings import Model, ServerSettings
+from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
 from sd35.serving.store import Store
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
-BATCH_WAIT_S = 0.02  # at most, for others to draw with
-LOOK_AGAIN_S = 0.25  # at jobs that were left to other workers
-SHARE_TO_WAIT = 0.05  # of the time that a job takes, at most
 DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
@@ -59,17 +54,11 @@ class JobService:
         self.check = check
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
-        self.pool = Pool(settings, worker_command, self)
-        self.is_draining = self.is_paused = False
-        self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._lives: dict[str, LiveJob] = {}
-        self._dispatcher = Dispatcher(
-            self.queue, self._lives, max_batch=settings.max_batch, skip_s=settings.skip_s
-        )
+        self.pool = Pool(settings, worker_command, self, self._lives)
+        self.is_draining = False
+        self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._remembered: OrderedDict[str, None] = OrderedDict()
-        self._reserved = 0  # places in the queue of jobs on their way into the database
-        self._arrived = 0  # jobs that have come out of it
-        self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._care: asyncio.Task[None] | None = None
 
@@ -91,7 +80,7 @@ class JobService:
 
     async def drain(self) -> None:
         """Take nothing new, give the running job its time, leave the rest to the next start."""
-        self.is_draining = True
+        self.is_draining = self.pool.is_closed = True
         running = list(self.pool.in_hand().values())
         for live in list(self._lives.values()):
             if live.job.id not in self.pool.in_hand() and live.job.state is State.QUEUED:
@@ -103,7 +92,7 @@ class JobService:
 
     async def stop(self) -> None:
         """End the worker, giving its job back; nothing runs afterwards."""
-        self.is_draining = True
+        self.is_draining = self.pool.is_closed = True
         running = list(self.pool.in_hand().values())
         if self._care is not None:
             self._care.cancel()
@@ -123,16 +112,13 @@ class JobService:
         self._refuse_if_draining()
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
-        self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
+        self.queue.admit(caller.key_id, self.pool.expected, caller.quotas.queued_jobs)
         await self._hold_to_quotas(job, caller)
-        self._reserved += 1
-        try:
-            accepted = await asyncio.wrap_future(self._store.accept(job))
-        except SQLAlchemyError as error:
-            raise database_failed(error) from error
-        finally:
-            self._reserved -= 1
-            self._arrived += 1
+        with self.pool.expecting():
+            try:
+                accepted = await asyncio.wrap_future(self._store.accept(job))
+            except SQLAlchemyError as error:
+                raise database_failed(error) from error
         if accepted.id != job.id:
             return self._same(self._known(accepted), job)
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
@@ -209,57 +195,8 @@ class JobService:
     # ---- what the attendant does
 
     async def next_work(self, attendant: Attendant) -> list[LiveJob] | Errand:
-        """A model to load or unload, or the next jobs to draw together, once there is something.
-
-        A worker that has nothing to do waits a moment for jobs that could join the first.
-        """
-        was_idle = False
-        while True:
-            if attendant.errands:
-                return attendant.errands.popleft()
-            may_draw = len(self.queue) > 0 and not (self.is_draining or self.is_paused)
-            if may_draw and was_idle and self._reserved:
-                await self._await_arrivals()
-            if may_draw:
-                batch = self._dispatcher.take(attendant.awake(), self.pool.elsewhere(attendant))
-                if batch:
-                    return batch
-            was_idle = True
-            await self._await_work(LOOK_AGAIN_S if may_draw else None)
-
-    async def _await_work(self, seconds: float | None) -> None:
-        self._work.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._work.wait(), seconds)
-
-    def load(self, model: Model) -> None:
-        """Have a worker get a model ready."""
-        self.pool.load(model)
-        self._work.set()
-
-    def refuse_unless_ready(self, model: Model, wait_s: float) -> None:
-        """model_loading for a client that won't wait as long as loading takes; the loading begins."""
-        try:
-            self.pool.refuse_unless_ready(model, wait_s)
-        finally:
-            self._work.set()
-
-    def unload(self, model: Model) -> None:
-        """Have all workers let go of a model."""
-        self.pool.unload(model)
-        self._work.set()
-
-    def pause(self, *, is_paused: bool) -> None:
-        """Begin no further job, or begin them again."""
-        self.is_paused = is_paused
-        self._work.set()
-
-    async def _await_arrivals(self) -> None:
-        """Until those jobs are here that are on their way into the database now; not so long as to matter."""
-        wanted = self._arrived + self._reserved
-        end = time.monotonic() + min(BATCH_WAIT_S, SHARE_TO_WAIT * self.queue.rate.job_s)
-        while self._arrived < wanted and time.monotonic() < end:
-            await asyncio.sleep(0.001)
+        """What its worker does next, once there is something."""
+        return await self.pool.next_work(attendant)
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """Lease the job; the writer keeps the order, so nobody need wait for this write."""
@@ -334,7 +271,7 @@ class JobService:
         if not is_first:
             live.tell()
             self._watch_deadline(live)
-        self._work.set()
+        self.pool.look_again()
 
     def _watch_deadline(self, live: LiveJob) -> None:
         if live.job.deadline_at is None:

@@ -111,11 +111,18 @@ def serve_tasks(make_engine: Callable[[], Engine], connection: Connection) -> No
             continue
         assert not isinstance(order, Terms)
         try:
+            if desk is None and not isinstance(order, Unload):
+                # Making the engine takes seconds of imports.
+                post.send(Loading(_model_of(order).name, 0.0))
             desk = desk or _Desk(make_engine(), post, unwanted, terms)
             desk.do(order)
         except Exception as error:
             post.send(Died(f"{type(error).__name__}: {error}"))
             raise
+
+
+def _model_of(order: Batch | Load) -> Model:
+    return order.tasks[0].model if isinstance(order, Batch) else order.model
 
 
 def preview_steps(previews: int, steps: int) -> dict[int, int]:
