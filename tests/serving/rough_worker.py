@@ -1,8 +1,8 @@
 """A server whose worker does what prompts tell it: wait, die, fall silent. Run by `start_server(rough=True)`.
 
-"slow" takes half a minute, "brief" a tenth of a second; "die" ends the process, "die once FILE" does so the
-first time; "stop" stops it as a debugger would; "hang" makes no step; "memory" finds no room; "bug" raises
-what nobody expects. The model "tardy" takes three seconds to load.
+"slow" takes half a minute, "steady" two seconds, "brief" a tenth of one; "die" ends the process, "die once
+FILE" does so the first time; "stop" stops it as a debugger would; "hang" makes no step; "memory" finds no
+room; "bug" raises what nobody expects. The model "tardy" takes three seconds to load.
 """
 
 import os
@@ -37,8 +37,8 @@ class RoughEngine(NullEngine):
 
     def _behave(self, words: list[str], listener: Listener) -> None:
         match words:
-            case ["slow" | "brief" as pace, *_]:
-                steps = 1500 if pace == "slow" else 5
+            case ["slow" | "brief" | "steady" as pace, *_]:
+                steps = {"slow": 1500, "steady": 100, "brief": 5}[pace]
                 for done in range(1, steps):
                     listener.step(done, steps)
                     threading.Event().wait(0.02)

@@ -58,6 +58,18 @@ def test_member_without_room_fails_alone(rough: Served) -> None:
     assert rough.end(greedy)["error"]["code"] == "out_of_memory"
 
 
+def test_cancelled_member_is_not_tried_again(rough: Served) -> None:
+    """Where a batch fails after one of it was cancelled, only the others are drawn by themselves."""
+    steady, greedy, good = together(rough, "steady", "memory", "a cat")
+    rough.until(steady, lambda name, data: name == "progress")
+    pid = rough.worker_pid()
+    rough.client.delete(f"/api/v1/jobs/{steady}")
+    assert rough.end(greedy)["error"]["code"] == "out_of_memory"
+    assert rough.end(good)["state"] == "succeeded"
+    assert rough.end(rough.post()["id"])["state"] == "succeeded"
+    assert (rough.job(steady)["state"], rough.worker_pid()) == ("cancelled", pid)
+
+
 def test_batch_of_one_is_a_setting(start_server: ServerFactory) -> None:
     """With --max-batch 1 jobs are drawn one by one."""
     served = start_server(rough=True, max_batch=1)

@@ -1,10 +1,14 @@
 """The engine with several real models: what they share, where they rest; no picture changes for it."""
 
+import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sd35.config import RuntimeConfig
 from sd35.request import GenerationRequest
@@ -14,6 +18,8 @@ from sd35.serving.drawing import PipelineEngine
 from sd35.serving.messages import RawImage, Task
 from sd35.serving.settings import Model, Terms
 from sd35.serving.shelf import Shelf
+
+from .conftest import ServerFactory
 
 A, B = Model.parse("a@demo=demo"), Model.parse("b@demo=demo")
 REQUEST = GenerationRequest("a red apple", width=128, height=128, num_inference_steps=4, seed=1)
@@ -140,6 +146,29 @@ def test_model_that_has_to_travel_shares_no_more(engine: PipelineEngine) -> None
     assert not shelf.is_held(B)
     load(engine, B)
     assert engine._pipelines[B].vae is not engine._pipelines[A].vae
+
+
+def test_server_shows_previews_of_real_models(start_server: ServerFactory) -> None:
+    """Over HTTP: each of two models is loaded for its job, and its last preview is like its picture."""
+    served = start_server(engine="sd35", models="demo,twin@demo=demo", devices="cpu")
+    body = {
+        "prompt": "a red apple, flat style, on a blue background",
+        "width": 256,
+        "height": 256,
+        "previews": 2,
+    }
+    for name in ("demo", "twin"):
+        job_id = served.post(model=name, num_inference_steps=10, seed=1, **body)["id"]
+        shown = [data for _, kind, data in served.events(job_id) if kind == "preview"]
+        assert [one["index"] for one in shown] == [0, 1]
+        job = served.job(job_id)
+        assert job["seconds"]["load"] > 0
+        picture = Image.open(io.BytesIO(served.client.get(job["images"][0]["url"]).content))
+        small = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), dtype=float)
+        preview = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[1]["b64_json"]))), dtype=float)
+        assert np.corrcoef(preview.ravel(), small.ravel())[0, 1] > 0.9
+    rows = served.client.get("/api/v1/models").json()["data"]
+    assert [row["state"] for row in rows] == ["vram", "vram"]
 
 
 def test_shelf_and_engine_keep_the_budget(engine: PipelineEngine) -> None:

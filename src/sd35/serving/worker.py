@@ -207,7 +207,8 @@ class _Desk:
                 return
             # One of them may be at fault, and the others must not suffer for it.
             for task in tasks:
-                self._draw((task,))
+                if task.job_id not in listener.stopped:
+                    self._draw((task,))
             return
         finally:
             self._shelf.touch(tasks[0].model)
