@@ -62,10 +62,10 @@ def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
         return NULL_WORKER
     if settings.precision not in ("fp8", "bf16"):
         raise RequestError(f"precision can't be {settings.precision!r}: choose one of fp8, bf16.")
-    return (*DRAW_WORKER, settings.precision, settings.device)
+    return (*DRAW_WORKER, settings.precision)
 
 
 def _witness_command(settings: ServerSettings) -> tuple[str, ...] | None:
     """Who draws in 16 bits what came out wrong in FP8."""
     is_fp8 = settings.engine == "sd35" and settings.precision == "fp8"
-    return (*DRAW_WORKER, "16-bit", settings.device) if is_fp8 else None
+    return (*DRAW_WORKER, "16-bit") if is_fp8 else None

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
-from sd35.serving import native, openai_face, operations
+from sd35.serving import model_routes, native, openai_face, operations
 from sd35.serving.gateway import Gateway, Reader, gateway_of
 from sd35.serving.happenings import Refused
 from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
@@ -47,6 +47,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
     app.include_router(native.router)
+    app.include_router(model_routes.router)
     app.include_router(openai_face.router)
     app.include_router(operations.router)
     plain: dict[str, Callable[..., Any]] = {

@@ -42,6 +42,7 @@ class Problem(Kind, Enum):
     WORKER_DIED = "worker_died", 500
     BUG = "internal_error", 500
     DRAINING = "draining", 503, True
+    MODEL_LOADING = "model_loading", 503, True
     STORE_FAILED = "store_failed", 503, True
     STORAGE_FAILED = "storage_failed", 503, True
     EXPIRED = "deadline_passed", 504

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from sd35.config import bytes_of
 from sd35.errors import RequestError
 from sd35.variants import VARIANTS, Variant
 
@@ -35,6 +36,20 @@ class Model:
         return cls(name, checkpoint or name, VARIANTS[variant or name])
 
 
+@dataclass(frozen=True)
+class Terms:
+    """How much a worker may hold, and for how long; it is the first that a worker hears.
+
+    None: no bound that the server knows. Seconds of 0: for ever. `pinned` models are never put away.
+    """
+
+    vram_bytes: int | None = None
+    ram_bytes: int | None = None
+    rest_s: float = 0.0
+    drop_s: float = 0.0
+    pinned: tuple[str, ...] = ()
+
+
 def _setting(default: Any, help_: str) -> Any:
     return field(default=default, metadata={"help": help_})
 
@@ -55,13 +70,24 @@ class ServerSettings:
     output_check: str = _setting("", "installed check that every picture must pass; default: none")
     models: str = _setting("demo", "comma between them: NAME, NAME=CHECKPOINT or NAME@VARIANT=CHECKPOINT")
     precision: str = _setting("fp8", "of the transformer's weights: fp8 or bf16")
-    device: str = _setting("auto", "cpu, cuda, cuda:1; default: a card if there is one")
+    devices: str = _setting(
+        "auto", "a worker for each, such as cuda:0,cuda:1; auto: one, on a card if there is one"
+    )
+    vram: str = _setting("", "for models on each device, such as 20GiB; default: what is free on a card")
+    ram: str = _setting("", "for models that rest in host memory; default: half of the machine's")
+    rest_s: float = _setting(
+        600.0, "seconds unused until a model leaves the device for host memory; 0: never"
+    )
+    drop_s: float = _setting(3600.0, "seconds unused until a model leaves host memory too; 0: never")
+    pinned: str = _setting("", "models that are never put away, comma between them")
     engine: EngineName = _setting("sd35", "sd35, or null: no model, for measuring the server itself")
     hosts: str = _setting("", "further Host names to answer to, comma between them")
     public_url: str = _setting("", "how clients reach this server, for links; default: what they asked")
     max_queued: int = _setting(1000, "jobs that may wait; the next one is told when to come again")
     max_queued_per_key: int = _setting(1000, "jobs of one key that may wait")
     max_images: int = _setting(10, "pictures in one job")
+    max_batch: int = _setting(4, "pictures of different jobs that are drawn together; 1: each job by itself")
+    skip_s: float = _setting(30.0, "seconds that a job lets others past that need no model loaded, or join")
     url_life_s: int = _setting(3600, "seconds that a picture's link works")
     silence_s: float = _setting(15.0, "seconds without a sign of life after which a worker is replaced")
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
@@ -86,7 +112,15 @@ class ServerSettings:
             raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
         if self.log_format not in get_args(LogFormat):
             raise RequestError(f"log_format can't be {self.log_format!r}: choose one of plain, json.")
-        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s", "alert_restarts"):
+        counts = (
+            "max_queued",
+            "max_queued_per_key",
+            "max_images",
+            "max_batch",
+            "url_life_s",
+            "alert_restarts",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")
         for name in ("alert_error_ratio", "alert_vram_headroom"):
@@ -95,9 +129,18 @@ class ServerSettings:
         for name in ("silence_s", "step_s", "load_s"):
             if getattr(self, name) <= 0:
                 raise RequestError(f"{name} is {getattr(self, name)}: give seconds above 0.")
+        for name in ("skip_s", "rest_s", "drop_s"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} is {getattr(self, name)}: give 0 or more seconds.")
+        if not self.device_names:
+            raise RequestError("devices names no device: give at least one, such as auto.")
+        if strangers := set(self.pinned_names) - set(self.catalogue()):
+            raise RequestError(
+                f"pinned names {', '.join(sorted(strangers))}, which models does not: add it there."
+            )
+        self.terms()
         if not 0 <= self.port < 65536:
             raise RequestError(f"port is {self.port}: give 0 to 65535.")
-        self.catalogue()
 
     def catalogue(self) -> dict[str, Model]:
         """The models by name; the first is the one that a request without a model gets."""
@@ -109,9 +152,33 @@ class ServerSettings:
         return self.abnormal_in_a_row > 0 and self.engine != "null"
 
     @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices, each of which has a worker."""
+        return _words(self.devices)
+
+    @property
+    def pinned_names(self) -> tuple[str, ...]:
+        """The models that stay where they are once they are loaded."""
+        return _words(self.pinned)
+
+    def terms(self) -> Terms:
+        """How much a worker may hold, and for how long."""
+        return Terms(
+            vram_bytes=bytes_of(self.vram, "vram") if self.vram else None,
+            ram_bytes=bytes_of(self.ram, "ram") if self.ram else None,
+            rest_s=self.rest_s,
+            drop_s=self.drop_s,
+            pinned=self.pinned_names,
+        )
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in LOOPBACK
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 @lru_cache(maxsize=8)
