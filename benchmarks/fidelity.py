@@ -218,7 +218,7 @@ def main() -> int:
     """Draw, measure and write row by row; print the table."""
     arguments = _arguments()
     begin = time.perf_counter()
-    config = RuntimeConfig(device=arguments.device)
+    config = RuntimeConfig(device=arguments.device, activations="fp8")
     requests = requests_for(_prompts(arguments.prompts), 0, arguments.steps)
     others = requests_for(
         _prompts(2 * arguments.prompts + 2 * arguments.calibration)[-arguments.calibration :],

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from sd35.bench.report import readme_section
+from sd35.bench.report import memory_section, readme_section
 from sd35.bench.results import read_results
 from sd35.cli.main import VERBS, build_parser
 
@@ -48,9 +48,10 @@ def _help(parser: argparse.ArgumentParser) -> str:
 
 
 def readme() -> str:
-    """README.md with the table of speed, made from the results that are committed."""
-    section = readme_section(read_results(sorted((ROOT / "benchmarks/results").glob("*.json"))))
-    return _between("README.md", SPEED_MARKS, f"\n{section}\n" if section else "\n")
+    """README.md with the tables of speed and memory, made from the results that are committed."""
+    results = read_results(sorted((ROOT / "benchmarks/results").glob("*.json")))
+    sections = [section for section in (readme_section(results), memory_section(results)) if section]
+    return _between("README.md", SPEED_MARKS, "\n" + "".join(f"{section}\n\n" for section in sections))
 
 
 def quality_page() -> str:

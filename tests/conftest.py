@@ -55,8 +55,8 @@ def pipeline_fp32(demo: Path) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def pipeline_fp8(demo_fp8: Path) -> Pipeline:
-    """The demo in FP8 with bf16 around it, on the CPU."""
-    return load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="bf16"))
+    """The demo in FP8 with bf16 around it, on the CPU, multiplying as FP8 cards do."""
+    return load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="bf16", activations="fp8"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ ComputeDtype = Literal["auto", "bf16", "fp32"]
 _UNITS = {None: 1, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 _MOST_BYTES = 2**50
 Kernels = Literal["auto", "reference", "triton"]
+Activations = Literal["auto", "fp8", "16bit"]
 Attention = Literal["auto", "fa3", "fa3-fp8", "cudnn", "flash", "xformers", "sdpa"]
 
 
@@ -20,16 +21,19 @@ class RuntimeConfig:
     `device` is a torch device string. `compute_dtype` is the type of activations and of every weight that
     the checkpoint does not hold in FP8. `kernels` names the implementation of the MMDiT's operations:
     `reference` is plain PyTorch, `triton` our fused kernels beside the card's FP8 tensor cores. `attention`
-    names the implementation of attention. A name other than `auto` is a demand and never falls back.
-    `cuda_graphs` lets a card replay a whole denoising step as one recorded graph. `max_vram` is the memory
-    that may be allocated on the device, "7.2GiB" or a number of bytes; without it, what is free on a card.
-    What a driver takes for itself comes on top, about 0.5 GiB: a card of 8 GB leaves 7.2 GiB.
+    names the implementation of attention. `activations` is what FP8 layers multiply by: "fp8" as the
+    checkpoint's scheme says, emulated exactly where no tensor core does it, or "16bit", with the weights
+    restored layer by layer; `auto` is FP8 where the device has FP8 products. A name other than `auto` is a
+    demand and never falls back. `cuda_graphs` lets a card replay a whole denoising step as one graph.
+    `max_vram` is the memory that may be allocated on the device, "7.2GiB" or a number of bytes; without it,
+    what is free on a card. What a driver takes comes on top, about 0.5 GiB: a card of 8 GB leaves 7.2 GiB.
     """
 
     device: str = "auto"
     compute_dtype: ComputeDtype = "auto"
     kernels: Kernels = "auto"
     attention: Attention = "auto"
+    activations: Activations = "auto"
     cuda_graphs: bool = True
     max_vram: str | int | None = None
 
@@ -37,6 +41,7 @@ class RuntimeConfig:
         _one_of("compute_dtype", self.compute_dtype, get_args(ComputeDtype))
         _one_of("kernels", self.kernels, get_args(Kernels))
         _one_of("attention", self.attention, get_args(Attention))
+        _one_of("activations", self.activations, get_args(Activations))
         self.vram_bytes  # noqa: B018 - it is checked when it is read
 
     @property

@@ -119,6 +119,17 @@ def test_place_heads_puts_each_stream_in_its_place() -> None:
     assert all(bool((part[:, [0, 1, 2, 8]] == 7).all()) for part in (heads.q, heads.k, heads.v))
 
 
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_fp8_values_are_pytorchs(fp8: torch.dtype, dtype: torch.dtype) -> None:
+    """Every code means what PyTorch's conversion says, NaN and infinities too, in any layout."""
+    codes = torch.arange(256, dtype=torch.uint8).view(16, 16).view(fp8)
+    for data in (codes, codes.T):
+        torch.testing.assert_close(
+            reference.fp8_values(data, dtype), data.to(dtype), rtol=0, atol=0, equal_nan=True
+        )
+
+
 def test_cpu_gets_the_reference_and_says_why() -> None:
     """`auto` falls to the reference on a CPU, and a demand for Triton is refused with the reason."""
     cpu = torch.device("cpu")

@@ -23,7 +23,7 @@ from sd35.runtime.pipeline import Pipeline
 
 STATIC = sd35.Recipe.of(Scheme(activation="static"))
 LAYER = "transformer_blocks.1.ff.net.2"
-CPU = RuntimeConfig(device="cpu", compute_dtype="fp32")
+CPU = RuntimeConfig(device="cpu", compute_dtype="fp32", activations="fp8")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from sd35.runtime.moving import aligned
 from sd35.runtime.pipeline import Pipeline
 
 PLANS = list(memory.ladder())
-CPU = RuntimeConfig(device="cpu", compute_dtype="bf16")
+CPU = RuntimeConfig(device="cpu", compute_dtype="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small
     movable.residence.change(plan)
     in_pieces = plan.strips or not plan.one_pass
     for _ in range(2):
-        assert np.abs(drawn(movable, small) - expected).max() <= (2 if in_pieces else 0)
+        assert np.abs(drawn(movable, small) - expected).max() <= (1 if in_pieces else 0)
     assert movable.residence.dock.held == 0
 
 
@@ -67,15 +67,15 @@ def test_the_smallest_plan_holds_what_its_table_says(movable: Pipeline, small: G
     said = (
         max(stage.weights for stage in memory.stages(PLANS[-1], residence.sizes, work)) - residence.sizes.rest
     )
-    assert residence.dock.peak <= said
+    assert residence.dock.peak <= 1.01 * said
     assert residence.dock.peak == pytest.approx(said, rel=0.05)
 
 
 def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
     """The table is made with two AdaLN layers on the device at most, and is the same to the last bit."""
     mmdit, residence = movable.mmdit, movable.residence
-    text = torch.randn(2, 9, mmdit.config.text_channels, dtype=torch.bfloat16)
-    pooled = torch.randn(2, mmdit.config.pooled_channels, dtype=torch.bfloat16)
+    text = torch.randn(2, 9, mmdit.config.text_channels)
+    pooled = torch.randn(2, mmdit.config.pooled_channels)
     timesteps = torch.tensor([900.0, 500.0, 3.0])
     residence.change(PLANS[0])
     with torch.inference_mode():
@@ -103,11 +103,11 @@ def test_a_budget_decides_at_load(demo_fp8: Path, small: GenerationRequest) -> N
     free = load_pipeline(demo_fp8, CPU)
     native = Work.of(GenerationRequest("").pictures(free.variant)[0].settings, 1)
     budget = memory.peak(PLANS[-1], free.residence.sizes, native)
-    tight = load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="bf16", max_vram=budget))
+    tight = load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="fp32", max_vram=budget))
     assert free.residence.plan == PLANS[0]
     assert memory.peak(tight.residence.plan, free.residence.sizes, native) <= budget
     assert tight.residence.plan.moves
-    assert np.abs(drawn(tight, small) - drawn(free, small)).max() <= 2
+    assert np.abs(drawn(tight, small) - drawn(free, small)).max() <= 1
 
 
 def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
@@ -115,7 +115,7 @@ def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
     sizes = load_pipeline(demo_fp8, CPU).residence.sizes
     little, more = (Work(side, side, 1, 28, 141, True) for side in (256, 512))
     budget = memory.peak(PLANS[0], sizes, little)
-    config = RuntimeConfig(device="cpu", compute_dtype="bf16", max_vram=budget)
+    config = RuntimeConfig(device="cpu", compute_dtype="fp32", max_vram=budget)
     pipeline = load_pipeline(demo_fp8, config)
     assert pipeline.residence.plan == PLANS[0]
     assert pipeline.residence.fit(more) == (memory.peak(PLANS[0], sizes, more) > budget)
@@ -153,7 +153,7 @@ def test_out_of_memory_is_followed_by_a_smaller_plan(
     expected = drawn(movable, small)
     monkeypatch.setattr(pipeline, stage, failing(1, getattr(pipeline, stage)))
     with caplog.at_level(logging.WARNING, "sd35"):
-        assert np.abs(drawn(movable, small) - expected).max() <= 2
+        assert np.abs(drawn(movable, small) - expected).max() <= 1
     assert movable.residence.plan != PLANS[0]
     assert [record.getMessage()[:26] for record in caplog.records] == ["The device had no room for"]
 
@@ -170,7 +170,7 @@ def test_after_the_last_failure_the_next_request_is_served(
     with pytest.raises(DeviceError, match=r"^128x256 pixels, .* fits"):
         movable.generate(small)
     assert movable.residence.dock.held == 0
-    assert np.abs(drawn(movable, small) - expected).max() <= 2
+    assert np.abs(drawn(movable, small) - expected).max() <= 1
 
 
 def test_a_failure_in_the_middle_of_a_parade(movable: Pipeline, small: GenerationRequest) -> None:

@@ -39,6 +39,21 @@ def test_fusing_changes_no_value(tmp_path: Path, granularity: Granularity) -> No
     assert torch.equal(dequantize_weight(fused.weight, torch.float32), torch.cat(parts))
 
 
+def test_without_fp8_products_only_storage_is_fp8(demo_fp8: Path) -> None:
+    """`auto` multiplies in 16 bits on a CPU: the same weights, activations as they come."""
+    auto, fp8 = (
+        load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="bf16", activations=activations))
+        for activations in ("auto", "fp8")
+    )
+    stored, rounding = (one.mmdit.blocks[1].sample_mlp.fc1 for one in (auto, fp8))
+    assert torch.equal(stored.data.view(torch.uint8), rounding.data.view(torch.uint8))
+    x = torch.randn(1, 5, stored.data.shape[1], dtype=torch.bfloat16)
+    exact = torch.nn.functional.linear(x.double(), stored.data.double() * stored.scale, stored.bias.double())
+    errors = [float((layer(x).double() - exact).norm() / exact.norm()) for layer in (stored, rounding)]
+    assert errors[0] < 0.004  # bf16's rounding of weight, product and sum
+    assert 0.015 < errors[1] < 0.04  # and E4M3's of the activations
+
+
 def test_weights_are_not_copied(demo: Path) -> None:
     """In the file's own dtype on the CPU a plain weight is the mapped file, not memory of its own."""
     bf16 = load_pipeline(demo, RuntimeConfig(device="cpu", compute_dtype="bf16"))

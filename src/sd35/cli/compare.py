@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="pictures drawn at once")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
     parser.add_argument(
+        "--activations", choices=("fp8", "16bit"), default="fp8",
+        help="what FP8 layers multiply by: as on a card with FP8 products (default, emulated elsewhere), or "
+        "as on one without",
+    )  # fmt: skip
+    parser.add_argument(
         "--witness", action="store_true", help="ask EfficientNet-Lite0 too (sd35-fp8[compare])"
     )
     parser.add_argument("--layers", action="store_true", help="each layer's output SQNR too, over four "
@@ -109,7 +114,7 @@ def _drawing(arguments: argparse.Namespace, name: str, folder: Path) -> "Drawing
     if is_drawing(folder):
         return read_drawing(folder)
     requests = requests_for(read_prompts(arguments.prompts, arguments.n), arguments.seed, arguments.steps)
-    config = RuntimeConfig(device=arguments.device)
+    config = RuntimeConfig(device=arguments.device, activations=arguments.activations)
     with CountBar(name, " pictures", hidden=arguments.json) as bar:
         drawing = draw_all(folder, requests, config, arguments.batch_size, bar.show)
     if arguments.keep:
@@ -123,7 +128,7 @@ def _layers(arguments: argparse.Namespace, folders: dict[str, Path]) -> "list[La
     from sd35.config import RuntimeConfig
 
     requests = requests_for(read_prompts(arguments.prompts, arguments.n), arguments.seed, arguments.steps)
-    config = RuntimeConfig(device=arguments.device)
+    config = RuntimeConfig(device=arguments.device, activations=arguments.activations)
     with CountBar("layers", " pictures", hidden=arguments.json) as bar:
         return measure_layers(folders["reference"], folders["candidate"], requests, config, bar.show)
 

@@ -14,7 +14,7 @@ from typing import get_args
 from sd35.cli.companions import add_companions
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
-from sd35.config import Attention, Kernels, RuntimeConfig
+from sd35.config import Activations, Attention, Kernels, RuntimeConfig
 from sd35.request import GenerationRequest
 
 
@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels", choices=get_args(Kernels), default="auto",
         help="who computes the rest of a step; reference is plain PyTorch",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activations", choices=get_args(Activations), default="auto",
+        help="what FP8 layers multiply by; default: fp8 on cards that have FP8 products, else 16bit, with "
+        "the weights restored layer by layer",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", default="outputs", help="a .png file or a folder (default: outputs)"
@@ -86,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         attention=arguments.attention,
         kernels=arguments.kernels,
+        activations=arguments.activations,
         max_vram=arguments.max_vram,
     )
     pipeline = load(

@@ -34,6 +34,9 @@ class Operations(Protocol):
     def take(self, x: Tensor, form: Form) -> Operand:
         """x as the next layer wants it."""
 
+    def dequantize_weight(self, weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
+        """An FP8 weight restored."""
+
     def settle(self, stream: Residual) -> Tensor:
         """The stream's tokens with their pending branch added."""
 
@@ -106,6 +109,11 @@ def cublas_refuses(
     if dtype != torch.bfloat16:
         return f"it gives bf16, not {dtype}"
     return None
+
+
+def has_fp8_products(device: torch.device) -> bool:
+    """Whether the device multiplies FP8 by FP8 itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_NATIVE_FP8
 
 
 def multiplies_natively(

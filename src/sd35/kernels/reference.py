@@ -92,10 +92,10 @@ def scaled_mm(x: ScaledTensor, weight: ScaledTensor, bias: Tensor | None, dtype:
     """
     groups = weight.scale.shape[1]
     if groups == 1:
-        product = F.linear(x.data.to(dtype), weight.data.to(dtype)).float()
+        product = F.linear(fp8_values(x.data, dtype), fp8_values(weight.data, dtype)).float()
         product = product * x.scale * weight.scale.T
     else:
-        product = F.linear(x.data.to(dtype), dequantize_weight(weight, dtype)).float() * x.scale
+        product = F.linear(fp8_values(x.data, dtype), dequantize_weight(weight, dtype)).float() * x.scale
     return (product if bias is None else product + bias.float()).to(dtype)
 
 
@@ -104,7 +104,14 @@ def dequantize_weight(weight: ScaledTensor, dtype: torch.dtype) -> Tensor:
     scale = weight.scale
     if scale.shape[1] > 1:
         scale = scale.repeat_interleave(BLOCK, dim=1)[:, : weight.data.shape[1]]
-    return (weight.data.float() * scale).to(dtype)
+    return fp8_values(weight.data, torch.float32).mul_(scale).to(dtype)
+
+
+def fp8_values(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """`data.to(dtype)`, of FP8: read from the table of its 256 values, on a CPU in a fifth of the time."""
+    codes = torch.arange(256, dtype=torch.uint8, device=data.device).view(data.dtype)
+    values = codes.to(dtype).index_select(0, data.contiguous().view(torch.uint8).flatten().int())
+    return values.unflatten(0, data.shape)
 
 
 def group_statistics(x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:

@@ -2,8 +2,9 @@
 
 One float32 scale a row restores the weight, and one a token the input, so the product of the two FP8
 matrices only needs to be multiplied by an outer product of scales: what FP8 tensor cores offer. With static
-activations all tokens share one stored scale. A scheme with activation "none" keeps x as it is and restores
-the weight for the moment of the product.
+activations all tokens share one stored scale. With activation "none", by the scheme or because the device
+has no FP8 products, x stays as it is and the weight is restored for the moment of the product: one layer at
+a time is there in 16 bits.
 """
 
 import torch
@@ -46,6 +47,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("input_scale", input_scale)
         self.activation = activation
         self.dtype = dtype  # of the result
+        self._operations = api.choose_operations(kernels, device or weight.data.device, dtype)
         self.is_native = activation != "none" and api.multiplies_natively(kernels, weight, dtype, device)
 
     @property
@@ -63,7 +65,7 @@ class Fp8Linear(nn.Module):
         if isinstance(x, ScaledTensor):
             return self._product(x)
         if self.activation == "none":
-            return F.linear(x, reference.dequantize_weight(self.weight, x.dtype), self.bias)
+            return F.linear(x, self._operations.dequantize_weight(self.weight, x.dtype), self.bias)
         quantized = reference.take(x, self.form)
         assert isinstance(quantized, ScaledTensor)
         return finished(self._product(quantized)).to(x.dtype)
@@ -76,7 +78,7 @@ class Fp8Linear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         n, k = self.data.shape
-        product = "tensor cores" if self.is_native else "reference"
+        product = "16-bit" if self.activation == "none" else "tensor cores" if self.is_native else "reference"
         return f"{k} -> {n}, {self.data.dtype}, activation={self.activation}, product={product}"
 
 

@@ -18,7 +18,7 @@ from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError
-from sd35.kernels.api import choose_operations
+from sd35.kernels.api import choose_operations, has_fp8_products
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
@@ -171,9 +171,9 @@ def resolve(config: RuntimeConfig) -> Placement:
     """The device and dtype that `auto` comes to on this machine; DeviceError if the device isn't there."""
     device = _device(config.device)
     dtype = _dtype(config.compute_dtype, device)
-    return Placement(
-        device, dtype, config.kernels, config.attention, config.cuda_graphs and device.type == "cuda"
-    )
+    fp8 = has_fp8_products(device) if config.activations == "auto" else config.activations == "fp8"
+    graphs = config.cuda_graphs and device.type == "cuda"
+    return Placement(device, dtype, config.kernels, config.attention, graphs, fp8)
 
 
 def _device(wanted: str) -> torch.device:

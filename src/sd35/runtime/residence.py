@@ -120,6 +120,8 @@ class Residence:
 
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what stays would cut up the pieces that are cached, and pin them
         self._vae.walk = in_strips if self.plan.strips else whole
         if not self.plan.moves:
             for part in self.parts():

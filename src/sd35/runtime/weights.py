@@ -81,7 +81,8 @@ _VAE_ENCODER = "encoder."
 class Placement:
     """Where weights go and as what: the device, the dtype of all that is not FP8, and who computes.
 
-    `lies_on` is where weights lie that only visit the device (`residence.py`); None where they stay there.
+    Without `fp8_activations` FP8 layers multiply in 16 bits, whatever their schemes say. `lies_on` is where
+    weights lie that only visit the device (`residence.py`); None where they stay there.
     """
 
     device: torch.device
@@ -89,6 +90,7 @@ class Placement:
     kernels: Kernels
     attention: Attention = "auto"
     cuda_graphs: bool = False
+    fp8_activations: bool = True
     lies_on: torch.device | None = None
     on_read: Callable[[int], None] = field(default=lambda _: None, compare=False)  # bytes as they lie
 
@@ -276,9 +278,10 @@ def _fp8_linear(
         _check_shape(path, bias, plain.bias)
     input_scale = source.input_scale(layers) if scheme.activation == "static" else None
     placement = source.placement
-    return Fp8Linear(
-        weight, bias, scheme.activation, placement.kernels, placement.dtype, input_scale, placement.device
-    )
+    here = (placement.kernels, placement.dtype)
+    if not placement.fp8_activations:
+        return Fp8Linear(weight, bias, "none", *here, None, placement.device)
+    return Fp8Linear(weight, bias, scheme.activation, *here, input_scale, placement.device)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sd35.fp8 import ScaledTensor
+from sd35.fp8 import BLOCK, ScaledTensor
 from sd35.kernels.operands import PLAIN, Form, Heads, Operand, Product, Residual, Result
 
 WIDTHS = (64, 256, 1536, 2432)  # the smallest, the demo's, Medium's and Large's channels
@@ -29,6 +29,13 @@ class Inputs:
     def positive(self, *shape: int) -> Tensor:
         """Scales in float32, over two orders of magnitude."""
         return torch.logspace(-2, 0, 17)[torch.randint(17, shape)].to(self.device)
+
+    def weight(self, width: int, dtype: torch.dtype, groups: int) -> ScaledTensor:
+        """All codes of an FP8 dtype but for NaN and infinity, again and again, [7, width]."""
+        codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+        codes = codes[codes.float().isfinite()].view(torch.uint8)
+        data = codes[torch.randint(len(codes), (7, width))].view(dtype).to(self.device)
+        return ScaledTensor(data, self.positive(7, groups))
 
     def forms(self) -> list[Form]:
         """Every way in which a layer may want its input."""
@@ -86,6 +93,13 @@ def runs(inputs: Inputs, width: int) -> Iterator[tuple[str, Run]]:
             f"take {form.activation}",
             lambda operations, share=share, form=form: [operations.take(share, form)],
         )
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        for groups in (1, -(-width // BLOCK)):
+            weight = inputs.weight(width, dtype, groups)
+            yield (
+                f"dequantize_weight {dtype} {groups}",
+                lambda operations, weight=weight: [operations.dequantize_weight(weight, inputs.dtype)],
+            )
     for i, stream in enumerate(inputs.streams(width)):
         yield f"settle {i}", lambda operations, stream=stream: [operations.settle(stream)]
     norm_q, norm_k = inputs.random(64), inputs.random(64)
