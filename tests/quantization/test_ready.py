@@ -83,13 +83,14 @@ def test_second_opinion_of_fp8_files_multiplies_nothing_in_fp8(
     demo_fp8: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their weights are restored, no product takes FP8 values; the picture is the same but for rounding."""
-    in_fp8 = _pixels(load(demo_fp8, "fp8", CPU))
+    config = RuntimeConfig(device="cpu", activations="fp8")
+    in_fp8 = _pixels(load(demo_fp8, "fp8", config))
     monkeypatch.setattr(Fp8Linear, "_product", _never)
-    restored = _pixels(load_in_16_bits(demo_fp8, CPU))
+    restored = _pixels(load_in_16_bits(demo_fp8, config))
     difference = np.abs(restored - in_fp8).mean()
     assert 0 < difference < 5, "of 255"
     with pytest.raises(AssertionError, match="an FP8 product"):
-        _pixels(load(demo_fp8, "fp8", CPU))
+        _pixels(load(demo_fp8, "fp8", config))
 
 
 def _pixels(pipeline: Pipeline) -> "np.ndarray[Any, np.dtype[np.float64]]":

@@ -65,8 +65,8 @@ def test_without_a_check_all_are_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("check", "previews"), [("", 2), ("mine", 0)])
 def test_unchecked_previews_are_not_asked_for(check: str, previews: int) -> None:
     """A check that sees only finished pictures lets no unfinished one out."""
-    books = SimpleNamespace(tell=None)
-    attendant = Attendant(ServerSettings(output_check=check), Commands([]), books)  # type: ignore[arg-type]
+    settings, books = ServerSettings(output_check=check), SimpleNamespace(tell=None)
+    attendant = Attendant(settings, Commands([]), books, "auto")  # type: ignore[arg-type]
     assert attendant._task(LiveJob(Job(spec=SPEC), DEMO)).previews == previews
 
 

@@ -31,7 +31,7 @@ from .conftest import ServerFactory
 from .test_fair_queue import job
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-GAUGES = Gauges({"high": 1, "normal": 2, "low": 0}, 7.5, {"large": "loaded", "demo": "cold"}, True, 3, None)
+GAUGES = Gauges({"high": 1, "normal": 2, "low": 0}, 7.5, {"large": "vram", "demo": "on_disk"}, True, 3, None)
 
 
 def scraped(*happenings: Happening) -> dict[str, float]:
@@ -103,8 +103,8 @@ def test_gauges_are_read_when_scraped() -> None:
     """Queue, models and readiness as they are now."""
     found = scraped()
     assert found["sd35_queue_depth{priority=normal}"] == 2
-    assert found["sd35_model_state{model=large,state=loaded}"] == 1
-    assert found["sd35_model_state{model=demo,state=loaded}"] == 0
+    assert found["sd35_model_state{model=large,state=vram}"] == 1
+    assert found["sd35_model_state{model=demo,state=vram}"] == 0
     assert (found["sd35_queue_longest_wait_seconds"], found["sd35_ready"]) == (7.5, 1)
     assert found["sd35_spooled_images"] == 3
 

@@ -29,6 +29,7 @@ VERBS = (
     "doctor",
     "keys",
     "records",
+    "config",
 )
 EXIT_CODES: dict[type[Sd35Error], int] = {RequestError: 2, RefusedError: 3, UnavailableError: 4}
 INTERRUPTED = 5

@@ -17,8 +17,6 @@ from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, RequestError
 from sd35.quantization.convert import quantize
 from sd35.quantization.recipe import Recipe
-from sd35.runtime.facts import components
-from sd35.runtime.linear import restore_weights
 from sd35.runtime.load import identity_of, load_pipeline
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import variant_named
@@ -57,12 +55,8 @@ def load_in_16_bits(checkpoint: str | Path, config: RuntimeConfig, variant: str 
     From 16-bit files as they are. FP8 files have lost what they have lost: their weights are restored to
     16 bits for each product, and nothing else is rounded.
     """
-    if not is_fp8(locate(checkpoint)):
-        return load(checkpoint, "bf16", config, variant)
-    pipeline = load(checkpoint, "fp8", replace(config, cuda_graphs=False), variant)
-    for part in components(pipeline).values():
-        restore_weights(part)
-    return pipeline
+    precision: Precision = "fp8" if is_fp8(locate(checkpoint)) else "bf16"
+    return load(checkpoint, precision, replace(config, activations="16bit"), variant)
 
 
 def ready(

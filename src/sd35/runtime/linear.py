@@ -85,10 +85,3 @@ class Fp8Linear(nn.Module):
 def form_of(layer: nn.Module) -> Form:
     """How a linear layer, FP8 or not, wants its input."""
     return layer.form if isinstance(layer, Fp8Linear) else PLAIN
-
-
-def restore_weights(module: nn.Module) -> None:
-    """Let every FP8 layer in it multiply with its weight restored to 16 bits, and its input as it is."""
-    for layer in module.modules():
-        if isinstance(layer, Fp8Linear):
-            layer.activation, layer.is_native = "none", False

@@ -6,12 +6,13 @@ This is the file to start reading. Each call is one function in one file: `encod
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sd35.request import GenerationRequest, Picture
 from sd35.runtime.embeds import PromptCache
@@ -73,13 +74,16 @@ class Pipeline:
     def draw(
         self, pictures: Sequence[Picture], on_step: OnStep | None = None, previews: Previews | None = None
     ) -> Generation:
-        """Draw pictures with equal settings as one batch, and show them unfinished where that is wanted.
+        """Draw pictures as one batch, and show them unfinished where that is wanted.
+
+        Their settings are equal but for the strength of guidance, which each has its own of.
 
         Where the device turns out to have less room than was promised, once more with the next smaller plan;
         DeviceError with the largest size that would fit if that is not small enough either.
         """
         settings = pictures[0].settings
-        assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
+        alike = all(picture.settings.shares_steps_with(settings) for picture in pictures)
+        assert alike, "a batch has one size and schedule"
         work = Work.of(settings, len(pictures))
         if self.residence.fit(work):
             self._forget_recordings()
@@ -95,6 +99,15 @@ class Pipeline:
         except torch.cuda.OutOfMemoryError as error:
             raise self.residence.too_large(work) from error
 
+    def rest(self, shared: Collection[nn.Module] = ()) -> None:
+        """Give the device back, but for parts `shared` with a model that stays; `wake` before drawing."""
+        self._forget_recordings()
+        self.residence.rest(shared)
+
+    def wake(self) -> None:
+        """Be on the device again."""
+        self.residence.wake()
+
     def _draw(self, pictures: Sequence[Picture], on_step: OnStep, previews: Previews | None) -> Generation:
         with current(self.device):
             return self._drawn(pictures, on_step, self._glimpses(previews))
@@ -109,6 +122,7 @@ class Pipeline:
             latents = denoise(
                 self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
+                guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
             finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
         with clock("decode"), residence.stage():

@@ -7,7 +7,7 @@ need more of their steps at high noise, hence the shift: sigma' = s * sigma / (1
 Source: arXiv 2403.03206; `FlowMatchEulerDiscreteScheduler` of diffusers, which the tests hold this to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,20 +58,22 @@ def denoise(
     recorder: Recorder | None = None,
     *,
     one_pass: bool = True,
+    guidance_scales: Sequence[float] = (),
     glimpses: Glimpses | None = None,
 ) -> Tensor:
     """Noise [B, 16, H, W] in float32 -> the picture's latents, same shape.
 
-    `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. With a recorder
+    `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. `guidance_scales`
+    has one for each row; empty, it is the settings' for all. With a recorder
     the steps are replayed from CUDA graphs; without `one_pass` guidance takes two smaller ones. Nothing is
     computed for glimpses after other steps than theirs, and the loop never waits for one.
     """
     sigmas = flow_sigmas(settings.num_inference_steps, shift).to(latents.device)
     conditioning = mmdit.condition(embeds.sequence, embeds.pooled, sigmas[:-1] * TRAIN_TIMESTEPS)
     strides = sigmas.diff()
-    guidance, skip_guidance = latents.new_tensor(
-        [settings.guidance_scale, settings.skip_layer_guidance_scale]
-    )
+    scales = [*(guidance_scales or [settings.guidance_scale] * len(latents))]
+    guidance = latents.new_tensor(scales).view(-1, 1, 1, 1)
+    skip_guidance = latents.new_tensor(settings.skip_layer_guidance_scale)
     progress = Progress(on_step, len(strides), latents.device, glimpses)
     for i, stride in enumerate(strides):
         step = Step(

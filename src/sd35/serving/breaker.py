@@ -17,12 +17,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sd35.serving.happenings import Diagnosed, Happening, Judged
 from sd35.serving.jobs import JobError
 from sd35.serving.live import LiveJob
-from sd35.serving.messages import Beat, Died, Drawing, Loading, Refused, Stopped, Task
+from sd35.serving.messages import Batch, Beat, Died, Drawing, Drawn, Loading, Refused, Stopped, Task
 from sd35.serving.problems import Problem
 from sd35.serving.settings import ServerSettings
 from sd35.serving.worker_process import WorkerProcess
@@ -44,6 +44,11 @@ class Commands:
 
     worker: Sequence[str]
     witness: Sequence[str] | None = None
+
+    def on(self, device: str) -> "Commands":
+        """The same, for this device."""
+        witness = None if self.witness is None else (*self.witness, device)
+        return Commands((*self.worker, device), witness)
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,9 @@ class Breaker:
 
 async def draw_once(command: Sequence[str], task: Task, settings: ServerSettings) -> Drawing | str:
     """Let a process draw this and end it; the reason in words where it gives no drawing."""
-    worker = WorkerProcess(command)
+    worker = WorkerProcess(command, settings.terms())
     try:
-        worker.send(replace(task, previews=0))
+        worker.send(Batch((task,)))
         return await _heard(worker, settings)
     finally:
         worker.kill()
@@ -168,9 +173,9 @@ async def _heard(worker: WorkerProcess, settings: ServerSettings) -> Drawing | s
         except TimeoutError:
             return f"no sign of life for {settings.silence_s:g} s"
         match message:
-            case Drawing():
-                return message
-            case Refused(_, words) | Died(words):
+            case Drawn(_, drawing):
+                return drawing
+            case Refused(_, _, words) | Died(words):
                 return words
             case Stopped():
                 return "it was stopped"

@@ -20,8 +20,9 @@ from sd35.serving.gateway import gateway_of
 from sd35.serving.jobs import Job
 from sd35.serving.live import EventLog, LiveJob
 from sd35.serving.native import PREFIX, Known, view
-from sd35.serving.problems import Problem, ServiceError, database_failed
+from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.service import JobService
+from sd35.serving.store import database_failed
 
 router = APIRouter(prefix=PREFIX)
 

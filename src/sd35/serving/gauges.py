@@ -6,10 +6,9 @@ The only file that reads them off the job core, so that the core may change its 
 import time
 from dataclasses import dataclass
 
+from sd35.serving.pool import PLACES as PLACES
 from sd35.serving.service import JobService
 from sd35.serving.spool import SpooledStorage
-
-MODEL_STATES = ("cold", "loading", "loaded")
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Gauges:
 
     queued: dict[str, int]  # by priority
     longest_wait_s: float  # of a job that still waits
-    models: dict[str, str]  # to one of MODEL_STATES
+    models: dict[str, str]  # to one of PLACES
     is_ready: bool
     spooled: int  # pictures that wait for the store
     store_trouble: str | None  # why the store of pictures takes none
@@ -31,15 +30,8 @@ def read_gauges(service: JobService) -> Gauges:
     return Gauges(
         queued=service.queue.by_priority(),
         longest_wait_s=0.0 if oldest is None else max(0.0, time.time() - oldest),
-        models={name: _state(service, name) for name in service.models},
+        models={name: service.pool.place(name) for name in service.models},
         is_ready=service.is_ready(),
         spooled=0 if spool is None else spool.waiting,
         store_trouble=None if spool is None or not spool.waiting else spool.trouble,
     )
-
-
-def _state(service: JobService, name: str) -> str:
-    care = service.attendant
-    if care.loading_since is not None and care.current and care.current.model.name == name:
-        return "loading"
-    return "loaded" if care.held is not None and care.held.name == name else "cold"

@@ -20,7 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from sd35.serving.gauges import MODEL_STATES, Gauges
+from sd35.serving.gauges import PLACES as MODEL_PLACES
+from sd35.serving.gauges import Gauges
 from sd35.serving.happenings import (
     ABNORMAL,
     FACES,
@@ -125,7 +126,7 @@ class Metrics:
         yield queue
         models = GaugeMetricFamily("sd35_model_state", "1 for the state it is in.", labels=["model", "state"])
         for model, state in now.models.items():
-            for one in MODEL_STATES:
+            for one in MODEL_PLACES:
                 models.add_metric([model, one], one == state)
         yield models
         yield GaugeMetricFamily("sd35_queue_longest_wait_seconds", "Of a job that waits.", now.longest_wait_s)

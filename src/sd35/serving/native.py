@@ -3,15 +3,13 @@
     POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&q=&limit=&cursor=
     PUT    /api/v1/jobs/{client_id}   the same, idempotent    GET /api/v1/jobs/{id}
     DELETE /api/v1/jobs/{id}          cancel                  GET /api/v1/jobs/{id}/events (event stream)
-    GET    /api/v1/capabilities, /api/v1/models, /api/v1/stats
+    GET    /api/v1/capabilities, /api/v1/stats
 
 Bodies are strict: a field that we don't know is refused, for what is misspelt would be silently ignored.
 """
 
 import json
-import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -20,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
 from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
+from sd35.serving.attendant import Attendant
 from sd35.serving.cursors import cursor_after, read_cursor
 from sd35.serving.gateway import caller_of, gateway_of, link
 from sd35.serving.jobs import Event, Priority, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
+from sd35.serving.model_routes import row_of
 from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
@@ -129,7 +129,7 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     served = gateway.service.models.values()
     return {
         "version": __version__,
-        "models": [{**_model(model), **offer(model, served)} for model in served],
+        "models": [{**row_of(model), **offer(model, served)} for model in served],
         "precision": gateway.settings.precision if gateway.settings.engine == "sd35" else None,
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],
@@ -138,35 +138,24 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     }
 
 
-@router.get("/models")
-async def models(request: Request, caller: Known) -> dict[str, Any]:
-    """The models, and which of them the worker holds."""
-    service = gateway_of(request).service
-    care, rows = service.attendant, []
-    for model in service.models.values():
-        row = {**_model(model), "state": "loaded" if care.held == model else "cold"}
-        if care.loading_since is not None and care.current and care.current.model == model:
-            row |= {"state": "loading", "loading": _loading(care.loading_since, care.load_seconds)}
-        rows.append(row)
-    return {"data": rows}
-
-
 @router.get("/stats")
 async def stats(request: Request, caller: Known) -> dict[str, Any]:
     """How busy the server is."""
     gateway = gateway_of(request)
     service = gateway.service
-    queue, care = service.queue, service.attendant
+    queue, workers = service.queue, [_worker(one) for one in service.pool.attendants]
     return {
         "queued": len(queue),
         "queued_by_priority": queue.by_priority(),
         "queued_megapixel_steps": queue.cost(),
         "megapixel_steps_per_s": queue.rate.cost_per_s,
-        "running": care.current.job.id if care.current else None,
-        "worker": {"pid": care.worker_pid, "restarts": care.restarts},
+        "running": list(service.pool.in_hand()),
+        "worker": workers[0],
+        "workers": workers,
         "vram": gateway.watch.cards.view(),
         "ended": service.ended,
         "draining": service.is_draining,
+        "paused": service.pool.is_paused,
     }
 
 
@@ -187,7 +176,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
         "webhook_url": job.webhook_url,
-        "request": asdict(job.spec),
+        "request": vars(job.spec),
         "images": [
             {
                 "url": link(request, image),
@@ -213,7 +202,7 @@ def render(error: ServiceError) -> JSONResponse:
 
 async def _accept(body: JobBody, request: Request, caller: Caller, client_id: str | None) -> JSONResponse:
     gateway = gateway_of(request)
-    job = make_job(Ask(**body.model_dump()), caller, gateway.settings, gateway.policy, client_id)
+    job = make_job(Ask(**vars(body)), caller, gateway.settings, gateway.policy, client_id)
     live = await gateway.service.submit(job, caller)
     location = f"{PREFIX}/jobs/{live.job.id}"
     return JSONResponse(view(live, request), 202, {"Location": location})
@@ -229,19 +218,11 @@ def as_sse(event: Event) -> str:
     return f"id: {event.id}\nevent: {event.name}\ndata: {json.dumps(event.data)}\n\n"
 
 
-def _model(model: Any) -> dict[str, Any]:
-    variant = model.variant
+def _worker(care: Attendant) -> dict[str, Any]:
     return {
-        "id": model.name,
-        "variant": variant.name,
-        "title": variant.title,
-        "native_size": variant.native_size,
-        "max_size": variant.max_size,
-        "num_inference_steps": variant.num_inference_steps,
-        "guidance_scale": variant.guidance_scale,
+        "device": care.device,
+        "pid": care.worker_pid,
+        "restarts": care.restarts,
+        "running": list(care.in_hand),
+        "holds": {one.name: one.place for one in care.holdings()},
     }
-
-
-def _loading(since: float, expected: float | None) -> dict[str, float | None]:
-    spent = time.monotonic() - since
-    return {"seconds": spent, "eta_s": None if expected is None else max(0.0, expected - spent)}

@@ -101,7 +101,15 @@ async def _submit(body: ImagesBody, request: Request, gateway: Gateway, caller: 
         earlier = gateway.service.unfinished_twin(job)
         if earlier is not None:
             return earlier
+    if (wait_s := _patience_s(request)) is not None:
+        gateway.service.pool.refuse_unless_ready(gateway.service.models[job.spec.model], wait_s)
     return await gateway.service.submit(job, caller)
+
+
+def _patience_s(request: Request) -> float | None:
+    """What a client says with `Prefer: wait=SECONDS`, None where it says nothing. Source: RFC 7240, 4.3."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", request.headers.get("prefer", ""))
+    return float(found[1]) if found else None
 
 
 def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:

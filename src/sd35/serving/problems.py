@@ -4,14 +4,11 @@
 429 and every 5xx on their own, so whatever will fail again goes out with `x-should-retry: false`.
 """
 
-import logging
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from sd35.errors import PromptError, RequestError, Sd35Error
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,13 @@ class Problem(Kind, Enum):
     WORKER_DIED = "worker_died", 500
     BUG = "internal_error", 500
     DRAINING = "draining", 503, True
+    MODEL_LOADING = "model_loading", 503, True
     STORE_FAILED = "store_failed", 503, True
     STORAGE_FAILED = "storage_failed", 503, True
     EXPIRED = "deadline_passed", 504
+
+
+BUG_WORDS = "The server has a bug; its log has more."
 
 
 class ServiceError(Sd35Error):
@@ -74,11 +75,3 @@ def problem_named(code: str) -> Problem:
 def of_request(error: RequestError | PromptError) -> ServiceError:
     """What the request's own checks say, as an answer."""
     return ServiceError(Problem.INVALID_REQUEST, str(error))
-
-
-def database_failed(error: Exception) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
