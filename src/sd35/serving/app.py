@@ -13,14 +13,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
-from sd35.errors import AccessError, MissingError, Sd35Error
+from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
 from sd35.serving import model_routes, native, openai_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
+STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
         yield
-        await gateway.service.stop()
+        try:
+            await asyncio.wait_for(gateway.service.stop(), STOP_S)
+        except TimeoutError:
+            log.warning("stopped without writing everything; the next start takes it up")
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
@@ -59,8 +63,12 @@ async def livez() -> dict[str, str]:
 
 async def readyz(request: Request) -> JSONResponse:
     """Whether a job would be taken and worked on."""
-    is_ready = gateway_of(request).service.is_ready()
-    return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+    service = gateway_of(request).service
+    if service.is_ready():
+        return JSONResponse({"status": "ready"})
+    is_full = len(service.queue) >= service.settings.max_queued
+    reason = "draining" if service.is_draining else "queue full" if is_full else "nobody draws"
+    return JSONResponse({"status": "not ready", "reason": reason}, 503)
 
 
 async def picture(name: str, request: Request, expires: str = "", signature: str = "") -> Response:
@@ -169,6 +177,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Whatever nobody expected; what it was is in the log only."""
     if isinstance(error, Sd35Error):
-        return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
+        is_ours = isinstance(error, UnavailableError)
+        problem = Problem.STORE_FAILED if is_ours else Problem.INVALID_REQUEST
+        return _render(request.url.path, ServiceError(problem, str(error)))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _render(request.url.path, ServiceError(Problem.BUG, "The server has a bug; its log has more."))
+    return _render(request.url.path, ServiceError(Problem.BUG, BUG_WORDS))

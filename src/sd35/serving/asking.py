@@ -6,7 +6,7 @@ complete.
 
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sd35.errors import PromptError, RequestError
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
@@ -58,7 +58,7 @@ def make_job(
         client_id=client_id,
         key_id=caller.key_id,
         priority=ask.priority,
-        body_hash=body_hash(asdict(ask)),
+        body_hash=body_hash(vars(ask)),
         deadline_at=deadline,
     )
 

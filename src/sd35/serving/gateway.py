@@ -35,13 +35,17 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Who asks; unauthorized without a key where one is needed, forbidden with one that may not do this.
 
-    A key that may draw may look at its own jobs.
+    A key that may draw may look at its own jobs. A thread is taken only where the file of keys must be read.
     """
+    keys, header = gateway_of(request).keys, request.headers.get("authorization")
     try:
-        caller = gateway_of(request).keys.authenticate(request.headers.get("authorization"))
+        if keys.is_current:
+            caller = keys.authenticate(header)
+        else:
+            caller = await asyncio.to_thread(keys.authenticate, header)
     except AccessError as error:
         raise ServiceError(Problem.UNAUTHORIZED, str(error)) from error
     try:

@@ -12,7 +12,6 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -162,7 +161,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
-        "request": asdict(job.spec),
+        "request": vars(job.spec),
         "images": [
             {
                 "url": link(request, image),
@@ -188,7 +187,7 @@ def render(error: ServiceError) -> JSONResponse:
 
 async def _accept(body: JobBody, request: Request, caller: Caller, client_id: str | None) -> JSONResponse:
     gateway = gateway_of(request)
-    job = make_job(Ask(**body.model_dump()), caller, gateway.settings, gateway.policy, client_id)
+    job = make_job(Ask(**vars(body)), caller, gateway.settings, gateway.policy, client_id)
     live = await gateway.service.submit(job, caller)
     location = f"{PREFIX}/jobs/{live.job.id}"
     return JSONResponse(view(live, request), 202, {"Location": location})

@@ -47,6 +47,9 @@ class Problem(Kind, Enum):
     EXPIRED = "deadline_passed", 504
 
 
+BUG_WORDS = "The server has a bug; its log has more."
+
+
 class ServiceError(Sd35Error):
     """A problem on its way to a client; the face adds the shape."""
 

@@ -6,8 +6,10 @@ the database for the next start. The second one stops at once. Neither loses a j
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +25,17 @@ from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
 
+log = logging.getLogger(__name__)
+
 Announce = Callable[[str], None]
 
 LOCK = "server.lock"
 DATABASE = "jobs.sqlite3"
+# With settings.drain_s, app.STOP_S and two waits of the store's writer for a lock, less than 30 s.
+SAVING_S, CLOSING_S = 1, 2
+# A thread that has come back from the disk waits this long for the interpreter before it demands it. Python's
+# 5 ms are for threads that compute; ours (writer, storage, the workers' pipes) want it for microseconds.
+SWITCH_S = 0.0005
 
 
 def serve(
@@ -38,6 +47,7 @@ def serve(
 
     UnavailableError where folder, database or port can't be had.
     """
+    sys.setswitchinterval(SWITCH_S)
     folder = Path(settings.data_dir).expanduser()
     with data_folder(folder), bound(settings) as listening:
         keys, urls = open_keys(settings, folder), signed_urls(folder)
@@ -105,7 +115,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 def _run(gateway: Gateway, listening: socket.socket, announce: Announce) -> None:
     config = uvicorn.Config(
-        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=3
+        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=CLOSING_S
     )
     host, port = listening.getsockname()[:2]
     announce(f"http://{host}:{port}")
@@ -128,5 +138,8 @@ class PatientServer(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self._service.drain()
+        try:
+            await asyncio.wait_for(self._service.drain(), self._service.settings.drain_s + SAVING_S)
+        except TimeoutError:
+            log.warning("not everything could be saved in time; the next start takes it up")
         self.should_exit = True

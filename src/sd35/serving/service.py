@@ -27,10 +27,11 @@ from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
 from sd35.serving.pool import Pool
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
+from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
-from sd35.serving.store import Store
+from sd35.serving.store import Store, database_failed
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
@@ -50,7 +51,8 @@ class JobService:
         worker_command: Sequence[str],
         check: OutputCheck | None = None,
     ) -> None:
-        self.settings, self.storage, self._store = settings, storage, store
+        self.settings, self._store = settings, store
+        self.storage = RecentPictures(storage)
         self.check = check
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
@@ -174,6 +176,8 @@ class JobService:
 
     async def read_picture(self, name: str) -> bytes:
         """A stored picture's content."""
+        if (remembered := self.storage.recall(name)) is not None:
+            return remembered
         try:
             return await asyncio.to_thread(self.storage.open, name)
         except UnavailableError as error:
@@ -239,11 +243,13 @@ class JobService:
                 pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
                 with_prompt=self.settings.prompt_in_pictures,
             )  # fmt: skip
-        except ServiceError as error:
-            await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
-            return
         except Sd35Error as error:
-            await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
+            problem = error.problem if isinstance(error, ServiceError) else Problem.STORAGE_FAILED
+            await self.finish(live, State.FAILED, JobError(problem.code, str(error)))
+            return
+        except Exception:  # whatever breaks here, the job has an end
+            log.exception("job %s: its pictures could not be saved", job.id)
+            await self.finish(live, State.FAILED, JobError(Problem.BUG.code, BUG_WORDS))
             return
         if live.is_ending:  # cancelled in the meantime: nobody will ask for these
             for image in images:
@@ -288,9 +294,8 @@ class JobService:
         if job.client_id is None:
             return None
         name = (job.key_id, job.client_id)
-        return next(
-            (one for one in self._lives.values() if (one.job.key_id, one.job.client_id) == name), None
-        )
+        alike = (live for live in self._lives.values() if (live.job.key_id, live.job.client_id) == name)
+        return next(alike, None)
 
     def _same(self, earlier: LiveJob, job: Job) -> LiveJob:
         if earlier.job.body_hash == job.body_hash:
@@ -318,14 +323,6 @@ class JobService:
     def _refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
-
-
-def database_failed(error: SQLAlchemyError) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
 
 
 async def _within(seconds: float, waiting: Any) -> None:

@@ -1,19 +1,15 @@
-"""How to serve, as data: every field is a flag of `sd35 serve` and an environment variable SD35_SERVE_NAME.
-
-A flag wins over the environment, and the environment over the default. This file is where the server reads
-its environment, and nowhere else.
+"""How to serve, as data. Every field is a flag of `sd35 serve`, a variable SD35_SERVE_NAME of the environment
+and a line of the configuration file; `sources.py` reads them.
 """
 
-import os
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from sd35.config import bytes_of
 from sd35.errors import RequestError
 from sd35.variants import VARIANTS, Variant
 
-ENVIRONMENT = "SD35_SERVE_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EngineName = Literal["sd35", "null"]
 
@@ -95,7 +91,7 @@ class ServerSettings:
     silence_s: float = _setting(15.0, "seconds without a sign of life after which a worker is replaced")
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
     load_s: float = _setting(1800.0, "seconds that loading a model may take")
-    drain_s: float = _setting(25.0, "seconds that a running job gets when the server is asked to stop")
+    drain_s: float = _setting(20.0, "seconds that a running job gets when the server is asked to stop")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 
     def __post_init__(self) -> None:
@@ -122,10 +118,7 @@ class ServerSettings:
 
     def catalogue(self) -> dict[str, Model]:
         """The models by name; the first is the one that a request without a model gets."""
-        models = [Model.parse(text.strip()) for text in self.models.split(",") if text.strip()]
-        if not models:
-            raise RequestError("models names no model: give at least one, such as demo.")
-        return {model.name: model for model in models}
+        return dict(_catalogue(self.models))
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -153,32 +146,14 @@ class ServerSettings:
         return self.host in LOOPBACK
 
 
-def from_sources(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServerSettings:
-    """Settings from flags (None: not given), then SD35_SERVE_*, then defaults; RequestError for nonsense."""
-    environment = os.environ if environment is None else environment
-    given: dict[str, Any] = {}
-    for setting in fields(ServerSettings):
-        variable = ENVIRONMENT + setting.name.upper()
-        if flags.get(setting.name) is not None:
-            given[setting.name] = flags[setting.name]
-        elif variable in environment:
-            given[setting.name] = _read(setting, variable, environment[variable])
-    return ServerSettings(**given)
+@lru_cache(maxsize=8)
+def _catalogue(names: str) -> dict[str, Model]:
+    """Every request asks for it."""
+    models = [Model.parse(text.strip()) for text in names.split(",") if text.strip()]
+    if not models:
+        raise RequestError("models names no model: give at least one, such as demo.")
+    return {model.name: model for model in models}
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _read(setting: "Field[Any]", variable: str, text: str) -> Any:
-    assert setting.default is not MISSING
-    kind = type(setting.default)
-    if kind is bool:
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if text.lower() not in words:
-            raise RequestError(f"{variable} is {text!r}: give true or false.")
-        return words[text.lower()]
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise RequestError(f"{variable} is {text!r}, and it must be a number.") from error

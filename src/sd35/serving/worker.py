@@ -45,6 +45,7 @@ from sd35.serving.settings import Model, Terms
 from sd35.serving.shelf import Holder, Shelf
 
 BEAT_S = 1.0
+STEP_NEWS_S = 0.01  # progress that comes faster than this tells nobody anything
 SERVER_GONE = 70  # exit code
 
 
@@ -252,10 +253,14 @@ class _BatchListener:
     def __init__(self, tasks: Sequence[Task], post: _Post, unwanted: set[tuple[str, int]]) -> None:
         self._tasks, self._post, self._unwanted = tasks, post, unwanted
         self._jobs = tuple(task.job_id for task in tasks)
+        self._told_at = -STEP_NEWS_S  # time.monotonic
         self.stopped: set[str] = set()
 
     def step(self, done: int, of: int) -> None:
-        self._post.send(Stepped(self._jobs, done, of))
+        now = time.monotonic()
+        if done == of or now - self._told_at >= STEP_NEWS_S:
+            self._post.send(Stepped(self._jobs, done, of))
+            self._told_at = now
         for task in self._tasks:
             if (task.job_id, task.token) in self._unwanted:
                 self._unwanted.discard((task.job_id, task.token))
