@@ -48,7 +48,9 @@ def engine(demo_fp8: Path, pipeline_fp8: Pipeline) -> PipelineEngine:
 
 def holding(folder: Path, dtype: ComputeDtype) -> PipelineEngine:
     """An engine with one model."""
-    engine = PipelineEngine(lambda _: folder, RuntimeConfig(device="cpu", compute_dtype=dtype, activations="fp8"))
+    engine = PipelineEngine(
+        lambda _: folder, RuntimeConfig(device="cpu", compute_dtype=dtype, activations="fp8")
+    )
     engine.load(DEMO, lambda _: None)
     return engine
 
