@@ -68,11 +68,25 @@ def _served(data_dir: Path) -> Iterator[httpx2.Client]:
     assert server.stdout is not None
     try:
         with httpx2.Client(base_url=server.stdout.readline().split()[-1], timeout=60) as client:
+            _await(client)
             yield client
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
+
+
+def _await(client: httpx2.Client) -> None:
+    """The address is told before it is listened on."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.get("/livez")
+        except httpx2.TransportError:
+            assert time.monotonic() < deadline, "it does not answer"
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _until(client: httpx2.Client, path: str, wanted: Any) -> Any:

@@ -17,7 +17,10 @@ from sd35.serving.sources import resolve, shown
 NAMES = [setting.name for setting in fields(ServerSettings)]
 DEFAULTS = {setting.name: setting.default for setting in fields(ServerSettings)}
 # Where any other value than the default will not do.
-CHOSEN = {"engine": "null", "models": "large", "port": 9000, "log_format": "json"}
+CHOSEN = {
+    "engine": "null", "models": "large", "port": 9000, "log_format": "json", "vram": "20GiB", "ram": "8GiB",
+    "pinned": "demo",
+}  # fmt: skip
 
 
 def another(name: str) -> Any:
