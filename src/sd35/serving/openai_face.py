@@ -101,7 +101,15 @@ async def _submit(body: ImagesBody, request: Request, gateway: Gateway, caller: 
         earlier = gateway.service.unfinished_twin(job)
         if earlier is not None:
             return earlier
+    if (wait_s := _patience_s(request)) is not None:
+        gateway.service.pool.refuse_unless_ready(gateway.service.models[job.spec.model], wait_s)
     return await gateway.service.submit(job, caller)
+
+
+def _patience_s(request: Request) -> float | None:
+    """What a client says with `Prefer: wait=SECONDS`, None where it says nothing. Source: RFC 7240, 4.3."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", request.headers.get("prefer", ""))
+    return float(found[1]) if found else None
 
 
 def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
@@ -113,6 +121,7 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
     if steps is None and served is not None:
         steps = max(1, round(served.variant.num_inference_steps * _share(body.quality or "auto")))
     return Ask(
+        face="openai",
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
         model=name,
@@ -169,7 +178,7 @@ async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIte
     """Unfinished pictures as they come, then each finished one; a failure is an event like any other."""
     async with Watch(gateway.service, live):
         async for event in live.events.after(0):
-            if event.name == "preview":
+            if event.name == "preview" and event.data["picture"] == 0:
                 yield _partial(live, event, body)
         try:
             await outcome(live)
@@ -187,6 +196,7 @@ def _partial(live: LiveJob, event: Event, body: ImagesBody) -> str:
         "partial_image_index": event.data["index"],
         "created_at": event.id // 1_000_000,
         **_facts(live.job.spec, body),
+        "size": f"{event.data['width']}x{event.data['height']}",
     }
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
