@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from test_full_size import whole  # noqa: F401 - a fixture
 
 from sd35.checkpoints.fetch.fetch import fetch
+from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.header import read_header
-from sd35.checkpoints.manifest import read_manifest
+from sd35.checkpoints.manifest import Manifest, hash_files, read_manifest, write_manifest
 from sd35.checkpoints.store import derived, home
 from sd35.cli.main import main
 from sd35.config import RuntimeConfig
@@ -22,7 +23,7 @@ from sd35.doctor import examine as room
 from sd35.doctor.checkpoints import Place, check_structure
 from sd35.doctor.examine import Asked, examine
 from sd35.doctor.finding import Finding
-from sd35.doctor.fits import blueprint_of, variants_by_arithmetic
+from sd35.doctor.fits import blueprint_of, fits_of, variants_by_arithmetic
 from sd35.doctor.surroundings import Memory, check_host_memory
 from sd35.doctor.troubles import TROUBLES, troubleshooting_table
 from sd35.request import GenerationRequest
@@ -283,3 +284,30 @@ def test_a_file_that_is_not_even_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     found = faults(tmp_path / "model.safetensors")
     assert {finding.trouble for finding in found} == {"checkpoint missing or refused"}
+
+
+def test_a_16_bit_folder_is_seen_as_it_is_drawn(demo: Path, demo_fp8: Path) -> None:
+    """In FP8, to the byte what the quantized folder takes."""
+    sizes = [fits_of("demo", open_folder(path), torch.bfloat16, None).weights for path in (demo, demo_fp8)]
+    assert sizes[0] == sizes[1]
+
+
+def test_no_fetch_is_promised_without_an_origin(demo_copy: Path) -> None:
+    """A record without a source finds the damage, and the mend is not `--fix`."""
+    write_manifest(demo_copy, Manifest(hash_files(demo_copy), variant="demo"))
+    flip(demo_copy / WEIGHTS)
+    (finding,) = faults(demo_copy)
+    assert "--fix" not in finding.fix
+    assert finding.fix
+
+
+def test_fix_closes_the_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its file is the owner's alone afterwards, and holds what it held."""
+    path = tmp_path / "token"
+    path.write_text("hf_canary")
+    path.chmod(0o644)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(path))
+    assert main(["doctor", "--device", "cpu"]) == 4
+    assert main(["doctor", "--device", "cpu", "--fix"]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text() == "hf_canary"

@@ -54,8 +54,8 @@ def check_libraries() -> Iterator[Finding]:
 def check_attention(operation: Operation, wanted: Attention) -> Iterator[Finding]:
     """Who attends; wrong where somebody else was demanded; an offer where a package would be faster."""
     refusals = {one.name: one.refusal for one in operation.candidates}
-    refusal = refusals.get(wanted)
-    if wanted != "auto" and refusal is not None:
+    refusal = refusals.get(wanted)  # nobody refuses to be auto
+    if refusal is not None:
         yield wrong(
             "attention", f"{wanted} can't run here: {refusal}", _install(refusal) or "leave out --attention",
             "attention library missing",
