@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error
-from sd35.serving import native, openai_face
+from sd35.serving import native, openai_face, sdapi_face, stability_face
 from sd35.serving.gateway import Gateway, gateway_of
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import Problem, ServiceError
@@ -22,6 +22,13 @@ from sd35.serving.settings import LOOPBACK
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
+
+# Who answers under which path, errors included; all other paths speak as the native face does.
+FOREIGN_FACES: dict[str, Callable[[ServiceError], JSONResponse]] = {
+    openai_face.router.prefix: openai_face.render,
+    sdapi_face.router.prefix: sdapi_face.render,
+    stability_face.router.prefix: stability_face.render,
+}
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +44,9 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
-    app.include_router(native.router)
-    app.include_router(openai_face.router)
+    app.state.desks = {}
+    for face in (native, openai_face, sdapi_face, stability_face):
+        app.include_router(face.router)
     for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
         app.add_api_route(path, route, methods=["GET"], response_model=None)
     app.add_middleware(HeadAsGet)
@@ -126,7 +134,11 @@ class BodyLimit:
 
 
 def _too_large() -> ServiceError:
-    return ServiceError(Problem.TOO_LARGE, f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt.")
+    return ServiceError(
+        Problem.TOO_LARGE,
+        f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt, and leave pictures out, for this "
+        "server draws from text alone.",
+    )
 
 
 def _hosts(gateway: Gateway) -> list[str]:
@@ -138,7 +150,8 @@ def _hosts(gateway: Gateway) -> list[str]:
 
 
 def _render(path: str, error: ServiceError) -> JSONResponse:
-    return openai_face.render(error) if path.startswith("/v1/") else native.render(error)
+    renders = (render for prefix, render in FOREIGN_FACES.items() if path.startswith(prefix + "/"))
+    return next(renders, native.render)(error)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:

@@ -7,7 +7,6 @@ that are meant for other models: known ones are accepted and those without a mea
 ones refused. It reads errors as {"error": {message, type, param, code}}, in a stream as well.
 """
 
-import base64
 import json
 import re
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from sd35.serving.asking import Ask, make_job
-from sd35.serving.gateway import Gateway, Watch, caller_of, gateway_of, link, outcome, unless_client_leaves
+from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
 from sd35.serving.jobs import Event, JobImage, Spec
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
@@ -67,8 +66,7 @@ async def generate(body: ImagesBody, request: Request, caller: Known) -> JSONRes
     live = await _submit(body, request, gateway, caller)
     if body.stream:
         return StreamingResponse(_stream(gateway, live, body), media_type="text/event-stream")
-    async with Watch(gateway.service, live):
-        await unless_client_leaves(request, live)
+    await drawn(request, live)
     data = [await _datum(request, live, image, body.response_format) for image in live.job.images]
     spec = live.job.spec
     answer = {"created": int(live.job.created_at), "data": data, **_facts(spec, body), "usage": _usage(spec)}
@@ -157,12 +155,7 @@ async def _datum(
     datum: dict[str, Any] = {"seed": image.seed}
     if response_format == "url":
         return {**datum, "url": link(request, image)}
-    return {**datum, "b64_json": await _base64(gateway_of(request), image)}
-
-
-async def _base64(gateway: Gateway, image: JobImage) -> str:
-    content = await gateway.service.read_picture(image.name)
-    return base64.b64encode(content).decode()
+    return {**datum, "b64_json": await picture_base64(gateway_of(request), image)}
 
 
 async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIterator[str]:
@@ -174,7 +167,7 @@ async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIte
         try:
             await outcome(live)
             for image in live.job.images:
-                yield _completed(live, await _base64(gateway, image), image, body)
+                yield _completed(live, await picture_base64(gateway, image), image, body)
         except ServiceError as error:
             yield f"data: {json.dumps({'error': _error(error)})}\n\n"
 
