@@ -2,9 +2,9 @@
 
 Source of the contract: the types and the client of https://github.com/openai/openai-python. Three things
 shape this file. Its client retries 408, 409, 429 and 5xx on its own and sends no idempotency key, only the
-count of the retry: a retry is joined to the job of the first try (same caller, same body). It sends fields
-that are meant for other models: known ones are accepted and those without a meaning here ignored, unknown
-ones refused. It reads errors as {"error": {message, type, param, code}}, in a stream as well.
+count of the retry: a retry is joined to the job of the first try (same caller, same body). Programs send
+fields that are meant for other models: those without a meaning here are ignored. It reads errors as
+{"error": {message, type, param, code}}, in a stream as well.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from sd35.serving.asking import Ask, make_job
 from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
@@ -37,8 +37,6 @@ router = APIRouter(prefix="/v1")
 class ImagesBody(BaseModel):
     """OpenAI's fields, and ours that `extra_body` may bring: negative_prompt, steps, scale, seed."""
 
-    model_config = ConfigDict(extra="forbid")
-
     prompt: str
     model: str | None = None
     n: int | None = 1
@@ -49,10 +47,6 @@ class ImagesBody(BaseModel):
     output_compression: int | None = None
     stream: bool | None = False
     partial_images: int | None = 0
-    background: Literal["transparent", "opaque", "auto"] | None = None
-    moderation: Literal["low", "auto"] | None = None
-    style: str | None = None
-    user: str | None = None
     negative_prompt: str = ""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
