@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[dev,compare,train,serve]'
+	$(PIP) --editable '.[dev,compare,train,serve,otel]'
 	touch $@
 
 $(VENV)/installed-servers: $(VENV)/installed-dev

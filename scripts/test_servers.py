@@ -19,6 +19,10 @@ PROGRAMS: dict[str, str] = {
     "build/servers/olah/bin/olah-cli": "make build/servers/olah/installed",
     "build/servers/giftless/bin/flask": "make build/servers/giftless/installed",
     str(INITDB): "apt-get install postgresql",
+    "chromium": "apt-get install chromium",
+    "curl": "apt-get install curl",
+    "promtool": "apt-get install prometheus",
+    "prometheus-alertmanager": "apt-get install prometheus-alertmanager",
     str(Path(sys.executable).with_name("rclone")): "make .venv/installed-servers",
 }
 

@@ -50,12 +50,12 @@ class RuntimeConfig:
         return None if self.max_vram is None else bytes_of(self.max_vram)
 
 
-def bytes_of(amount: str | int) -> int:
+def bytes_of(amount: str | int, field: str = "max_vram") -> int:
     """`7.2GiB`, `800MB`, or bytes, as a number of bytes; RequestError for anything else, and for nothing."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([GM]i?B)?", str(amount).strip())
     count = round(float(found[1]) * _UNITS[found[2]]) if found else 0
     if isinstance(amount, bool) or not 0 < count < _MOST_BYTES:
-        raise RequestError(f"max_vram can't be {amount!r}: give an amount of memory such as 7.2GiB.")
+        raise RequestError(f"{field} can't be {amount!r}: give an amount of memory such as 7.2GiB.")
     return count
 
 

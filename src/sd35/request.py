@@ -2,13 +2,13 @@
 
 A `GenerationRequest` has gaps: None means "what the variant recommends" (for the seed: "any"). It is
 checked when it is made. `pictures(variant)` fills the gaps, checks what only the variant can judge, and
-gives one `Picture` for each seed. Below that point there are no gaps, and no request either: pictures with
-equal `Settings` can be drawn as one batch, whoever asked for them.
+gives one `Picture` for each seed. Below that point there are no gaps, and no request either: pictures whose
+`Settings` differ in nothing but the strength of guidance can be drawn as one batch, whoever asked for them.
 """
 
 import math
 import secrets
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from sd35.errors import PromptError, RequestError
@@ -39,7 +39,7 @@ class PromptTexts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pictures of a batch share, complete."""
+    """How a picture is drawn, complete; a batch shares all of it but for the strength of guidance."""
 
     width: int
     height: int
@@ -55,6 +55,10 @@ class Settings:
     def guided(self) -> bool:
         """Whether the negative prompt takes part: classifier-free guidance is on above a scale of 1."""
         return self.guidance_scale > 1
+
+    def shares_steps_with(self, other: "Settings") -> bool:
+        """Whether pictures of both can be one batch: all is equal but for how strong guidance is."""
+        return self.guided == other.guided and self == replace(other, guidance_scale=self.guidance_scale)
 
     def skips_layers_at(self, step: int) -> bool:
         """Whether skip-layer guidance takes part in this step (counted from 0)."""

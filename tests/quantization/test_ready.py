@@ -2,12 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import sd35
 from sd35.checkpoints.verify import verify
-from sd35.quantization.ready import ready
+from sd35.config import RuntimeConfig
+from sd35.quantization.ready import load, load_in_16_bits, ready
+from sd35.runtime.linear import Fp8Linear
+from sd35.runtime.pipeline import Pipeline
 
 VAE, T5 = "vae/diffusion_pytorch_model.safetensors", "text_encoder_3/model.safetensors"
 CONFIG = "text_encoder_3/config.json"
@@ -61,3 +66,36 @@ def test_linked_weights_need_no_room(home: Path, tmp_path: Path, monkeypatch: py
     shared = [path for path in source.rglob("*.safetensors") if path.parent.name != "transformer"]
     assert asked[0] - asked[1] == sum(path.stat().st_size for path in shared)
     assert all((tmp_path / "linked" / path.relative_to(source)).samefile(path) for path in shared)
+
+
+REQUEST = sd35.GenerationRequest("a red apple", width=64, height=64, num_inference_steps=2, seed=1)
+CPU = RuntimeConfig(device="cpu")
+
+
+def test_second_opinion_of_16_bit_files_is_their_own() -> None:
+    """Nothing of FP8 is in it: the pixels are those of the bf16 pipeline."""
+    opinion, plain = load_in_16_bits("demo", CPU), load("demo", "bf16", CPU)
+    drawn = [pipeline.generate(REQUEST).images[0].image.tobytes() for pipeline in (opinion, plain)]
+    assert drawn[0] == drawn[1]
+
+
+def test_second_opinion_of_fp8_files_multiplies_nothing_in_fp8(
+    demo_fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights are restored, no product takes FP8 values; the picture is the same but for rounding."""
+    config = RuntimeConfig(device="cpu", activations="fp8")
+    in_fp8 = _pixels(load(demo_fp8, "fp8", config))
+    monkeypatch.setattr(Fp8Linear, "_product", _never)
+    restored = _pixels(load_in_16_bits(demo_fp8, config))
+    difference = np.abs(restored - in_fp8).mean()
+    assert 0 < difference < 5, "of 255"
+    with pytest.raises(AssertionError, match="an FP8 product"):
+        _pixels(load(demo_fp8, "fp8", config))
+
+
+def _pixels(pipeline: Pipeline) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    return np.asarray(pipeline.generate(REQUEST).images[0].image).astype(np.float64)
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("an FP8 product")

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from .stores import S3Server
+from .test_store import url as url  # an empty database of each kind, for other files too
 
 ROUGH_WORKER = Path(__file__).with_name("rough_worker.py")
 START_S = 60.0
@@ -81,31 +82,32 @@ ServerFactory = Callable[..., Served]
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[ServerFactory]:
     """Starts servers on one data folder; flags as keywords."""
-    with _servers(tmp_path / "data") as start:
+    with servers(tmp_path / "data") as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with the null engine that the tests of a file share."""
-    with _servers(tmp_path_factory.mktemp("shared")) as start:
+    with servers(tmp_path_factory.mktemp("shared")) as start:
         yield start()
 
 
 @pytest.fixture(scope="module")
 def rough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server whose worker obeys prompts (`rough_worker.py`), shared by the tests of a file."""
-    with _servers(tmp_path_factory.mktemp("rough")) as start:
+    with servers(tmp_path_factory.mktemp("rough")) as start:
         yield start(rough=True)
 
 
 @contextmanager
-def _servers(data_dir: Path) -> Iterator[ServerFactory]:
+def servers(data_dir: Path) -> Iterator[ServerFactory]:
     started: list[Served] = []
 
     def start(*, rough: bool = False, **flags: Any) -> Served:
         flags = {"engine": "null", "port": 0, "data_dir": data_dir, **flags}
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        named = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+        words = [name if value is True else f"{name}={value}" for name, value in named.items()]
         program = [str(ROUGH_WORKER)] if rough else ["-m", "sd35", "serve"]
         process = subprocess.Popen(
             [sys.executable, *program, *words], stdout=subprocess.PIPE, text=True, env=dict(os.environ)

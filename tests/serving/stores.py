@@ -70,10 +70,10 @@ class S3Server:
             self.port = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Serve, and return when connections are taken."""
+    def start(self, access_key: str = ACCESS_KEY) -> None:
+        """Serve whoever has this key, and return when connections are taken."""
         program = Path(sys.executable).with_name("rclone")
-        address, keys = f"127.0.0.1:{self.port}", f"{ACCESS_KEY},{SECRET_KEY}"
+        address, keys = f"127.0.0.1:{self.port}", f"{access_key},{SECRET_KEY}"
         self._process = subprocess.Popen(
             [program, "serve", "s3", "--config", "", "--addr", address, "--auth-key", keys, self.root],
             stdout=subprocess.DEVNULL,

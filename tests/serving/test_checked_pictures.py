@@ -1,12 +1,14 @@
 """An output check stands between a finished picture and the storage."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sd35.errors import MissingError
 from sd35.serving.attendant import Attendant
+from sd35.serving.breaker import Commands
 from sd35.serving.folder import FolderStorage
 from sd35.serving.jobs import Job, Spec
 from sd35.serving.live import LiveJob
@@ -63,7 +65,8 @@ def test_without_a_check_all_are_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("check", "previews"), [("", 2), ("mine", 0)])
 def test_unchecked_previews_are_not_asked_for(check: str, previews: int) -> None:
     """A check that sees only finished pictures lets no unfinished one out."""
-    attendant = Attendant(ServerSettings(output_check=check), [], None)  # type: ignore[arg-type]
+    settings, books = ServerSettings(output_check=check), SimpleNamespace(tell=None)
+    attendant = Attendant(settings, Commands([]), books, "auto")  # type: ignore[arg-type]
     assert attendant._task(LiveJob(Job(spec=SPEC), DEMO)).previews == previews
 
 

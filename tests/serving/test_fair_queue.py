@@ -96,3 +96,14 @@ def test_retry_after_follows_the_measured_rate() -> None:
     assert (rate.retry_after_s(), rate.wait_s(40.0)) == (8, 30.0)
     rate.finished(10.0, 5000.0)
     assert rate.retry_after_s() == 120
+
+
+def test_the_longest_wait_is_known() -> None:
+    """Whatever the order in which jobs will be taken, it is the oldest one's; an empty queue has none."""
+    queue = FairQueue(100, 100)
+    assert queue.oldest_at() is None
+    for at, priority in ((20.0, Priority.HIGH), (10.0, Priority.LOW), (30.0, Priority.NORMAL)):
+        one = job(priority=priority)
+        one.created_at = at
+        queue.put(one)
+    assert queue.oldest_at() == 10.0

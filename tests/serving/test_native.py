@@ -88,7 +88,8 @@ def test_events_are_replayed_from_the_last_one_seen(served: Served) -> None:
     ids = [int(event[0]) for event in events]
     assert ids == sorted(set(ids))
     assert events[-1][2]["state"] == "succeeded"
-    assert [data["done"] for _, name, data in events if name == "progress"] == [1, 2, 3, 4]
+    done = [data["done"] for _, name, data in events if name == "progress"]
+    assert (done, done[-1]) == (sorted(set(done)), 4)  # steps that follow at once need not all be told
     assert list(served.events(job_id, events[2][0])) == events[3:]
 
 

@@ -182,7 +182,11 @@ def test_img2img_is_refused(client: webuiapi.WebUIApi) -> None:
         ({"seed": "many"}, 400, "seed: Input should be a valid integer"),
         ({"width": -64}, 400, "can't be -64x256"),
         ({"batch_size": 100}, 400, "n can't be 100"),
-        ({"override_settings": {"sd_model_checkpoint": "larger"}}, 404, "no checkpoint 'larger'"),
+        (
+            {"override_settings": {"sd_model_checkpoint": "larger"}},
+            404,
+            "no model 'larger' here",
+        ),
     ],
 )
 def test_errors_have_their_shape(served: Served, body: dict[str, Any], status: int, said: str) -> None:

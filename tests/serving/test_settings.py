@@ -3,7 +3,8 @@
 import pytest
 
 from sd35.errors import RequestError
-from sd35.serving.settings import Model, ServerSettings, from_sources
+from sd35.serving.settings import Model, ServerSettings
+from sd35.serving.sources import from_sources
 from sd35.variants import VARIANTS
 
 

@@ -78,6 +78,23 @@ def test_fence_keeps_a_late_result_out(store: Store) -> None:
     assert (found.state, found.token) == (State.RUNNING, 2)
 
 
+def test_a_lease_that_was_never_written_costs_no_result(store: Store) -> None:
+    """The disk refused the lease and took the end: the end stands, and the next start has nothing to do."""
+    one = accepted(store, job("a"))
+    one.token, one.state = 1, State.SUCCEEDED
+    assert store.end_attempt(one, "succeeded", 1.0).result(TIMEOUT_S)
+    assert store.recover(2.0).result(TIMEOUT_S) == []
+
+
+def test_errors_keep_prompts_to_themselves(store: Store) -> None:
+    """What is logged of a failed write does not repeat what the job asks for."""
+    one = job("a")
+    accepted(store, one)
+    with pytest.raises(sa.exc.IntegrityError) as error:
+        accepted(store, one)
+    assert one.spec.prompt not in str(error.value)
+
+
 def test_job_ends_once(store: Store) -> None:
     """The first end stays."""
     one = begun(store, accepted(store, job()))

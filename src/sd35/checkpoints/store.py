@@ -88,6 +88,16 @@ def identity(*places: Path) -> str:
     return computed
 
 
+def file_identity(checkpoint: Path, file: Path) -> str:
+    """The SHA-256 of one of a checkpoint's files, from the folder's manifest where it has one."""
+    manifest = read_manifest(checkpoint) if checkpoint.is_dir() else None
+    if manifest is not None and file.is_relative_to(checkpoint):
+        record = manifest.files.get(file.relative_to(checkpoint).as_posix())
+        if record is not None:
+            return record.sha256
+    return identity(file)
+
+
 def derived(source_identity: str, recipe: str) -> Path:
     """Where the FP8 folder lives that sd35 makes, once, from a checkpoint and a recipe."""
     return home() / "derived" / f"{source_identity[:16]}-{recipe}"

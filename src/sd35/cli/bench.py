@@ -1,4 +1,4 @@
-"""measure speed and memory, beside diffusers and torchao if asked
+"""measure speed and memory, beside diffusers and torchao if asked; or how a server bears it (--serve)
 
 Random weights at the variant's full size, made on the device: speed does not need trained ones. Every engine
 runs in a process of its own and does the same work.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sd35.bench.workload import OURS, PEERS, STAGES, Workload
+from sd35.cli import bench_serve
 from sd35.cli.console import print_json
 from sd35.cli.output import write_whole
 from sd35.config import Attention, RuntimeConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sd35.bench.results import Report
 
 _QUICK = {"variant": "demo", "size": "128x128", "steps": 4, "rounds": 1}
-_OUTPUT_FLAGS = ("--out", "--chart", "--json", "--verbose")
+_OUTPUT_FLAGS = ("--out", "--chart", "--key-file", "--json", "--verbose")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
+    bench_serve.add_arguments(parser)
     _add_runtime_arguments(parser)
 
 
@@ -83,6 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
     for path in (arguments.out, arguments.chart):
         if path and not Path(path).absolute().parent.is_dir():
             raise OutputError(f"{path} can't be written: its folder does not exist, so make that first.")
+    if arguments.serve is not None:
+        bench_serve.run(arguments, _size(arguments.size), _here)
+        return
     from sd35.bench.bench import bench
 
     plan = _plan(arguments)
@@ -147,11 +152,19 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _machine(plan: "Plan") -> dict[str, Any]:
-    """The machine, and what was measured on it: the commit, the command and the day."""
+    """The machine with the card that the plan runs on."""
     from sd35.runtime.load import resolve
+
+    return _here(str(resolve(plan.workload.config()).device))
+
+
+def _here(device: str) -> dict[str, Any]:
+    """The machine, and what was measured on it: the commit, the command and the day."""
+    import torch
+
     from sd35.runtime.machine import machine_of
 
-    facts = machine_of(resolve(plan.workload.config()).device).as_dict()
+    facts = machine_of(torch.device(device)).as_dict()
     return {**facts, "commit": _commit(), "command": _command(), "date": date.today().isoformat()}
 
 
@@ -174,7 +187,7 @@ def _command() -> str:
     for word in words:
         if word.partition("=")[0] not in _OUTPUT_FLAGS:
             kept.append(word)
-        elif word in ("--out", "--chart"):
+        elif word in ("--out", "--chart", "--key-file"):
             next(words, None)
     return shlex.join(["sd35", *kept])
 

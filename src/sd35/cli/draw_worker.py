@@ -2,52 +2,39 @@
 
 It stands at the top of the house because it joins two rooms that don't know each other: serving, which hands
 out tasks, and quantization, which makes the FP8 folder of a 16-bit checkpoint on first use. Torch is imported
-when the first model is loaded, so that the worker answers before.
+when the first model is wanted, so that the worker answers before.
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from sd35.serving.messages import Drawing, Task
-from sd35.serving.settings import Model
-from sd35.serving.worker import Engine, Listener, connection_from, serve_tasks
+from sd35.serving.worker import Engine, connection_from, serve_tasks
+
+Witness = Literal["16-bit"]  # the second opinion on a picture that came out wrong in FP8
 
 if TYPE_CHECKING:
     from sd35.quantization.ready import Precision
-    from sd35.runtime.pipeline import Pipeline
 
 
-class LazyEngine:
-    """Becomes a `PipelineEngine` with the first model."""
+def engine(precision: "Precision | Witness", device: str) -> Engine:
+    """An engine that draws with the checkpoints in this precision.
 
-    def __init__(self, precision: "Precision", device: str) -> None:
-        self._precision, self._device = precision, device
-        self._engine: Engine | None = None
+    The witness takes them as they are and multiplies in 16 bits, whatever they hold.
+    """
+    from sd35.checkpoints.store import locate
+    from sd35.config import RuntimeConfig
+    from sd35.quantization.ready import ready
+    from sd35.serving.drawing import PipelineEngine
 
-    def load(self, model: Model) -> tuple[str, str]:
-        """Hold this model."""
-        if self._engine is None:
-            from sd35.serving.drawing import PipelineEngine
-
-            self._engine = PipelineEngine(self._pipeline)
-        return self._engine.load(model)
-
-    def draw(self, task: Task, listener: Listener) -> Drawing:
-        """The task's pictures."""
-        assert self._engine is not None, "a worker loads before it draws"
-        return self._engine.draw(task, listener)
-
-    def _pipeline(self, model: Model) -> "Pipeline":
-        from sd35.config import RuntimeConfig
-        from sd35.quantization.ready import load
-
-        config = RuntimeConfig(device=self._device)
-        return load(model.checkpoint, self._precision, config, model.variant.name)
+    if precision == "16-bit":
+        config = RuntimeConfig(device=device, activations="16bit")
+        return PipelineEngine(lambda model: locate(model.checkpoint), config)
+    return PipelineEngine(lambda model: ready(model.checkpoint, precision), RuntimeConfig(device=device))
 
 
-def main(precision: "Precision", device: str, pipe: str) -> None:
-    """Serve tasks from the pipe."""
-    serve_tasks(LazyEngine(precision, device), connection_from(pipe))
+def main(precision: "Precision | Witness", device: str, pipe: str) -> None:
+    """Do what comes from the pipe."""
+    serve_tasks(lambda: engine(precision, device), connection_from(pipe))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,20 @@ from typing import NoReturn
 from sd35 import __version__
 from sd35.errors import RefusedError, RequestError, Sd35Error, UnavailableError
 
-VERBS = ("fetch", "verify", "generate", "serve", "quantize", "convert", "compare", "bench", "doctor", "keys")
+VERBS = (
+    "fetch",
+    "verify",
+    "generate",
+    "serve",
+    "quantize",
+    "convert",
+    "compare",
+    "bench",
+    "doctor",
+    "keys",
+    "records",
+    "config",
+)
 EXIT_CODES: dict[type[Sd35Error], int] = {RequestError: 2, RefusedError: 3, UnavailableError: 4}
 INTERRUPTED = 5
 

@@ -1,7 +1,7 @@
 """draw pictures for others, over HTTP
 
 Two faces on one queue that survives whatever is killed: jobs under /api/v1, and OpenAI's Images API under
-/v1. Every flag is also an environment variable, SD35_SERVE_ and its name; a flag wins.
+/v1. Every flag is also an environment variable, SD35_SERVE_ and its name, and a line of the --config file.
 """
 
 import argparse
@@ -10,16 +10,18 @@ from dataclasses import fields, replace
 
 from sd35.checkpoints.store import home
 from sd35.errors import LibraryError, RequestError
-from sd35.serving.settings import ServerSettings, from_sources
+from sd35.serving.settings import ServerSettings
+from sd35.serving.sources import Resolved, flag_of, resolve
 
 NULL_WORKER = (sys.executable, "-m", "sd35.serving.null_worker")
 DRAW_WORKER = (sys.executable, "-m", "sd35.cli.draw_worker")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag for each setting, with the setting's own help and default."""
+    """One flag for each setting, with the setting's own help and default; and the file's."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings: max_queued = 50")
     for setting in fields(ServerSettings):
-        flag, text = "--" + setting.name.replace("_", "-"), setting.metadata["help"]
+        flag, text = flag_of(setting.name), setting.metadata["help"]
         if isinstance(setting.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
             continue
@@ -30,16 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until a signal says stop."""
-    settings = from_sources(vars(arguments))
-    if not settings.data_dir:
-        settings = replace(settings, data_dir=str(home() / "serve"))
+    settings = resolved(arguments).settings
     try:
+        from sd35.serving import logs
+        from sd35.serving.breaker import Commands
         from sd35.serving.server import serve
     except ImportError as error:
         raise LibraryError(
             f"`sd35 serve` needs {error.name}, which is not installed: pip install 'sd35-fp8[serve]'."
         ) from error
-    serve(settings, _worker_command(settings), lambda url: print(f"sd35 serves on {url}", flush=True))
+    logs.configure(settings.log_format)
+    serve(
+        settings,
+        Commands(_worker_command(settings), _witness_command(settings)),
+        lambda url: print(f"sd35 serves on {url}", flush=True),
+    )
+
+
+def resolved(arguments: argparse.Namespace) -> Resolved:
+    """What the server would run with, its data folder named, and where each value is from."""
+    found = resolve(vars(arguments))
+    if found.settings.data_dir:
+        return found
+    return replace(found, settings=replace(found.settings, data_dir=str(home() / "serve")))
 
 
 def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
@@ -47,4 +62,10 @@ def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
         return NULL_WORKER
     if settings.precision not in ("fp8", "bf16"):
         raise RequestError(f"precision can't be {settings.precision!r}: choose one of fp8, bf16.")
-    return (*DRAW_WORKER, settings.precision, settings.device)
+    return (*DRAW_WORKER, settings.precision)
+
+
+def _witness_command(settings: ServerSettings) -> tuple[str, ...] | None:
+    """Who draws in 16 bits what came out wrong in FP8."""
+    is_fp8 = settings.engine == "sd35" and settings.precision == "fp8"
+    return (*DRAW_WORKER, "16-bit") if is_fp8 else None

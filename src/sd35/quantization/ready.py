@@ -6,6 +6,7 @@ folder gets it quantized once, by the default recipe, into a folder under SD35_H
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -46,6 +47,16 @@ def load(
     if place.is_dir():  # a folder, or one that was made of all of these
         return load_pipeline(place, config, known)
     return load_pipeline(place, config, known, beside, encoder_files)
+
+
+def load_in_16_bits(checkpoint: str | Path, config: RuntimeConfig, variant: str | None = None) -> Pipeline:
+    """Load a checkpoint to draw without any FP8 product, as a second opinion on what FP8 draws.
+
+    From 16-bit files as they are. FP8 files have lost what they have lost: their weights are restored to
+    16 bits for each product, and nothing else is rounded.
+    """
+    precision: Precision = "fp8" if is_fp8(locate(checkpoint)) else "bf16"
+    return load(checkpoint, precision, replace(config, activations="16bit"), variant)
 
 
 def ready(

@@ -6,7 +6,7 @@ files declare: loading quantizes nothing.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from sd35.kernels.api import choose_operations, has_fp8_products
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
+from sd35.runtime.embeds import PromptCache
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.joint_block import Engine
 from sd35.runtime.load_text import load_text_encoders
@@ -37,12 +38,15 @@ from sd35.runtime.memory import (
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.residence import Residence
+from sd35.runtime.sharing import Needs, SharedParts, part_bytes, part_identity
 from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.runtime.vae import VaeDecoder
 from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder
 from sd35.variants import Variant, variant_of
 
 log = logging.getLogger(__name__)
+
+OnProgress = Callable[[float], None]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -53,18 +57,37 @@ def load_pipeline(
     variant: Variant | None = None,
     components: Path | None = None,
     encoder_files: Sequence[Path] = (),
+    shared: SharedParts | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Pipeline:
     """Load a checkpoint folder or single file as it is, 16-bit or FP8.
 
     `variant` overrules what the weights suggest; `components` is the folder with what a single file lacks,
-    and `encoder_files` are text encoders in files of their own.
+    and `encoder_files` are text encoders in files of their own. What is the same as in a model loaded before
+    is taken from `shared`; `on_progress` hears the share of the weights that has been read, 0 to 1.
     """
     opened = open_checkpoint(locate(checkpoint), components, encoder_files)
-    return assemble(opened, config or RuntimeConfig(), variant, identity_of(opened))
+    identity = identity_of(opened)
+    return assemble(opened, config or RuntimeConfig(), variant, identity, shared, on_progress)
+
+
+def needs_of(checkpoint: str | Path, config: RuntimeConfig, variant: Variant) -> Needs:
+    """What this checkpoint would take on the device, all of it there, from its headers."""
+    opened = open_checkpoint(locate(checkpoint))
+    dtype = resolve(config).dtype
+    sizes = sizes_of(opened, read_mmdit_config(opened), read_vae_config(opened), dtype)
+    work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
+    beside = peak(MemoryPlan("resident"), sizes, work) - sizes.total
+    return Needs(part_bytes(opened, sizes), beside)
 
 
 def assemble(
-    checkpoint: Checkpoint, config: RuntimeConfig, variant: Variant | None, identity: str
+    checkpoint: Checkpoint,
+    config: RuntimeConfig,
+    variant: Variant | None,
+    identity: str,
+    shared: SharedParts | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Pipeline:
     """A pipeline of an open checkpoint, wherever its tensors come from."""
     placement = resolve(config)
@@ -75,7 +98,9 @@ def assemble(
     work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
     budget = _budget(config, placement.device)
     plan = choose_or_smallest(sizes, work, budget)
-    load = partial(_load, checkpoint, placement, variant, identity, sizes, budget)
+    if on_progress is not None:
+        placement = replace(placement, on_read=_Reading(sizes.total, on_progress).read)
+    load = partial(_load, checkpoint, placement, variant, identity, sizes, budget, shared)
     try:
         return load(plan)
     except torch.cuda.OutOfMemoryError as error:
@@ -98,12 +123,14 @@ def _load(
     identity: str,
     sizes: Sizes,
     budget: int | None,
+    shared: SharedParts | None,
     plan: MemoryPlan,
 ) -> Pipeline:
     """Read the weights: to the device, or where the plan moves them into host memory."""
     lying = replace(placement, lies_on=torch.device("cpu") if plan.moves else None)
-    encoders = load_text_encoders(checkpoint, sizes.mmdit.text_channels, identity, lying)
-    mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying)
+    width, beside = sizes.mmdit.text_channels, None if plan.moves else shared
+    encoders = load_text_encoders(checkpoint, width, identity, lying, beside)
+    mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying, beside)
     return Pipeline(
         variant=variant,
         text_encoders=encoders,
@@ -114,6 +141,7 @@ def _load(
         identity=identity,
         residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
         recorder=Recorder() if placement.cuda_graphs else None,
+        prompts=beside.prompts if beside else PromptCache(),
     )
 
 
@@ -197,10 +225,31 @@ def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placemen
     return mmdit.eval()
 
 
-def _load_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
+def _load_vae(checkpoint: Checkpoint, placement: Placement, shared: SharedParts | None) -> VaeDecoder:
+    load = partial(_fresh_vae, checkpoint, placement)
+    return shared.one((part_identity(checkpoint, "vae"), placement), load) if shared else load()
+
+
+def _fresh_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
     operations = choose_operations(placement.kernels, placement.device, placement.dtype)
     with torch.device("meta"):
         vae = VaeDecoder(read_vae_config(checkpoint), operations)
     with checkpoint.tensors("vae") as tensors:
         fill_vae_decoder(vae, tensors, placement)
     return vae.eval()
+
+
+class _Reading:
+    """Counts bytes as they are read, and tells of every hundredth of them."""
+
+    def __init__(self, total: int, on_progress: OnProgress) -> None:
+        self._total, self._on_progress = total, on_progress
+        self._done, self._told = 0, 0
+
+    def read(self, nbytes: int) -> None:
+        """So many more."""
+        self._done += nbytes
+        hundredths = min(100, 100 * self._done // max(1, self._total))
+        if hundredths > self._told:
+            self._told = hundredths
+            self._on_progress(hundredths / 100)

@@ -6,12 +6,13 @@ This is the file to start reading. Each call is one function in one file: `encod
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sd35.request import GenerationRequest, Picture
 from sd35.runtime.embeds import PromptCache
@@ -20,8 +21,9 @@ from sd35.runtime.graphs import Recorder
 from sd35.runtime.latents import decode, initial_latents
 from sd35.runtime.memory import Work
 from sd35.runtime.mmdit import MMDiT
+from sd35.runtime.previews import LatentColours, Previews
 from sd35.runtime.residence import Residence
-from sd35.runtime.sampling import OnStep, denoise
+from sd35.runtime.sampling import Glimpses, OnStep, denoise
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
 
@@ -38,10 +40,14 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Generation:
-    """The images of one call and the seconds that its stages took (encode, denoise, decode)."""
+    """The images of one call and the seconds that its stages took (encode, denoise, decode).
+
+    `finite`: whether each image's latents were; where they were not, its pixels mean nothing.
+    """
 
     images: list[GeneratedImage]
     seconds: dict[str, float]
+    finite: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,40 +64,55 @@ class Pipeline:
     residence: Residence  # where the three parts' weights are, and when
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
+    colours: LatentColours = field(default_factory=LatentColours)  # of unfinished pictures
 
     def generate(self, request: GenerationRequest, on_step: OnStep | None = None) -> Generation:
         """Draw what is asked; `on_step(done, of)` is called after each step, and what it raises ends it."""
         return self.draw(request.pictures(self.variant), on_step)
 
     @torch.inference_mode()
-    def draw(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> Generation:
-        """Draw pictures with equal settings as one batch.
+    def draw(
+        self, pictures: Sequence[Picture], on_step: OnStep | None = None, previews: Previews | None = None
+    ) -> Generation:
+        """Draw pictures as one batch, and show them unfinished where that is wanted.
+
+        Their settings are equal but for the strength of guidance, which each has its own of.
 
         Where the device turns out to have less room than was promised, once more with the next smaller plan;
         DeviceError with the largest size that would fit if that is not small enough either.
         """
         settings = pictures[0].settings
-        assert all(picture.settings == settings for picture in pictures), "a batch has one size and schedule"
+        alike = all(picture.settings.shares_steps_with(settings) for picture in pictures)
+        assert alike, "a batch has one size and schedule"
         work = Work.of(settings, len(pictures))
         if self.residence.fit(work):
             self._forget_recordings()
         try:
-            return self._draw(pictures, on_step or _ignore)
+            return self._draw(pictures, on_step or _ignore, previews)
         except torch.cuda.OutOfMemoryError as error:
             log.debug("out of memory: %s", error)
         # Here, where the error and the tensors of its frames are gone, memory can be given back.
         self._forget_recordings()
         self.residence.shrink(work)
         try:
-            return self._draw(pictures, on_step or _ignore)
+            return self._draw(pictures, on_step or _ignore, previews)
         except torch.cuda.OutOfMemoryError as error:
             raise self.residence.too_large(work) from error
 
-    def _draw(self, pictures: Sequence[Picture], on_step: OnStep) -> Generation:
-        with current(self.device):
-            return self._drawn(pictures, on_step)
+    def rest(self, shared: Collection[nn.Module] = ()) -> None:
+        """Give the device back, but for parts `shared` with a model that stays; `wake` before drawing."""
+        self._forget_recordings()
+        self.residence.rest(shared)
 
-    def _drawn(self, pictures: Sequence[Picture], on_step: OnStep) -> Generation:
+    def wake(self) -> None:
+        """Be on the device again."""
+        self.residence.wake()
+
+    def _draw(self, pictures: Sequence[Picture], on_step: OnStep, previews: Previews | None) -> Generation:
+        with current(self.device):
+            return self._drawn(pictures, on_step, self._glimpses(previews))
+
+    def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
         with clock("encode"), residence.stage():
@@ -100,12 +121,22 @@ class Pipeline:
             latents = initial_latents(pictures, self.device)
             latents = denoise(
                 self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
-                one_pass=residence.plan.one_pass,
+                one_pass=residence.plan.one_pass, glimpses=glimpses,
+                guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
+            finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
         with clock("decode"), residence.stage():
             images = decode(self.vae, latents)
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
-        return Generation(drawn, clock.seconds)
+        return Generation(drawn, clock.seconds, finite)
+
+    def _glimpses(self, previews: Previews | None) -> Glimpses | None:
+        """Previews as the loop knows them; the colours of this VAE are found with the first."""
+        if previews is None or not previews.after_steps:
+            return None
+        with self.residence.stage():
+            self.colours.fit(self.vae, self.device)
+        return Glimpses(previews.after_steps, self.colours.paint, previews.show)
 
     def _usable_recorder(self) -> Recorder | None:
         """None where weights move: a recording knows addresses, and keeps its activations' memory."""

@@ -6,7 +6,7 @@ between drawings: all parts go home to host memory, and what stays by the new pl
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,11 +45,16 @@ class Residence:
         self.sizes, self.device, self.plan, self.budget = sizes, device, plan, budget
         self.dock = Dock(device)
         self._guests: list[Visit | Parade] = []
+        self.before_change: Callable[[], None] = lambda: None  # parts that others have too are about to move
         self._move_in()
+
+    def needs_change(self, work: Work) -> bool:
+        """Whether this work is too much for the plan."""
+        return self.budget is not None and memory.peak(self.plan, self.sizes, work) > self.budget
 
     def fit(self, work: Work) -> bool:
         """Change to a smaller plan if this work needs one; whether it did. DeviceError if none will do."""
-        if self.budget is None or memory.peak(self.plan, self.sizes, work) <= self.budget:
+        if self.budget is None or not self.needs_change(work):
             return False
         self.change(memory.choose(self.sizes, work, self.budget))
         return True
@@ -87,14 +92,31 @@ class Residence:
 
     def change(self, plan: MemoryPlan) -> None:
         """Live by another plan from now on."""
+        self.before_change()
         with torch.inference_mode(False), torch.no_grad():
-            for guest in self._guests:
-                guest.end()
-            self._guests = []
-            for part in self._parts():
-                part.to(_HOST)
+            self._empty(self.parts())
             self.plan = plan
             self._move_in()
+
+    def rest(self, shared: Collection[nn.Module] = ()) -> None:
+        """Give the device back: all parts go to host memory but those `shared` with a model that is awake."""
+        staying = {id(part) for part in shared}
+        with torch.inference_mode(False), torch.no_grad():
+            self._empty([part for part in self.parts() if id(part) not in staying])
+
+    def wake(self) -> None:
+        """Move in again, by the plan of before."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._move_in()
+
+    def _empty(self, parts: list[nn.Module]) -> None:
+        for guest in self._guests:
+            guest.end()
+        self._guests = []
+        for part in parts:
+            part.to(_HOST)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
@@ -102,7 +124,7 @@ class Residence:
             torch.cuda.empty_cache()  # what stays would cut up the pieces that are cached, and pin them
         self._vae.walk = in_strips if self.plan.strips else whole
         if not self.plan.moves:
-            for part in self._parts():
+            for part in self.parts():
                 part.to(self.device)
             return
         self._place_encoders()
@@ -169,5 +191,6 @@ class Residence:
         encoders = self._encoders
         return [encoders.clip_l, encoders.clip_g, *([encoders.t5] if encoders.t5 else [])]
 
-    def _parts(self) -> list[nn.Module]:
+    def parts(self) -> list[nn.Module]:
+        """All modules with weights."""
         return [*(encoder.model for encoder in self._text_encoders()), self._mmdit, self._vae]

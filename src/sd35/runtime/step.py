@@ -19,8 +19,8 @@ class Step:
 
     `latents` [B, 16, H, W] in float32; `context` and `table` as the MMDiT wants them, negative rows first
     where guidance is on; `stride` [] is the next noise level less this one's; `guidance` and `skip_guidance`
-    [] are the scales. Guidance's two halves are one batch, or without `one_pass` two, one after the other,
-    which needs half of the activations.
+    are the scales, [] or one a picture [B, 1, 1, 1]. Guidance's two halves are one batch, or without
+    `one_pass` two, one after the other, which needs half of the activations.
     """
 
     latents: Tensor

@@ -8,8 +8,8 @@ which changes no value. A tensor that is missing, left over or misshapen is an e
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class Placement:
     cuda_graphs: bool = False
     fp8_activations: bool = True
     lies_on: torch.device | None = None
+    on_read: Callable[[int], None] = field(default=lambda _: None, compare=False)  # bytes as they lie
 
     @property
     def home(self) -> torch.device:
@@ -199,7 +200,10 @@ class _Source:
                 "the checkpoint is damaged or of something else, so fetch it again."
             )
         self._used.add(name)
-        return self.tensors.read(name)
+        value = self.tensors.read(name)
+        size = 1 if value.dtype.itemsize == 1 else self.placement.dtype.itemsize
+        self.placement.on_read(value.numel() * size)
+        return value
 
 
 def rowwise_scale(layer: str, scale: Tensor, shape: torch.Size) -> Tensor:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,22 +14,30 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
-from sd35.errors import AccessError, MissingError, Sd35Error
-from sd35.serving import native, openai_face, sdapi_face, stability_face
-from sd35.serving.gateway import Gateway, gateway_of
+from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
+from sd35.serving import (
+    gallery,
+    model_routes,
+    native,
+    openai_face,
+    operations,
+    page,
+    sdapi_face,
+    stability_face,
+)
+from sd35.serving.gateway import Gateway, Reader, gateway_of
+from sd35.serving.happenings import Refused
+from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from sd35.serving.pictures import media_type
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
+STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
 # Who answers under which path, errors included; all other paths speak as the native face does.
-FOREIGN_FACES: dict[str, Callable[[ServiceError], JSONResponse]] = {
-    openai_face.router.prefix: openai_face.render,
-    sdapi_face.router.prefix: sdapi_face.render,
-    stability_face.router.prefix: stability_face.render,
-}
+FOREIGN_FACES = {face.router.prefix: face for face in (openai_face, sdapi_face, stability_face)}
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +48,27 @@ def create_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.service.start()
+        gateway.watch.chores.start()
         yield
-        await gateway.service.stop()
+        await gateway.watch.chores.stop()
+        try:
+            await asyncio.wait_for(gateway.service.stop(), STOP_S)
+        except TimeoutError:
+            log.warning("stopped without writing everything; the next start takes it up")
 
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
+    app.state.assets = page.read_assets()
     app.state.desks = {}
-    for face in (native, openai_face, sdapi_face, stability_face):
-        app.include_router(face.router)
-    for path, route in (("/livez", livez), ("/readyz", readyz), ("/files/{name}", picture)):
+    for room in (page, native, gallery, model_routes, operations, *FOREIGN_FACES.values()):
+        app.include_router(room.router)
+    plain: dict[str, Callable[..., Any]] = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": metrics,
+        "/files/{name}": picture,
+    }
+    for path, route in plain.items():
         app.add_api_route(path, route, methods=["GET"], response_model=None)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit)
@@ -66,8 +87,18 @@ async def livez() -> dict[str, str]:
 
 async def readyz(request: Request) -> JSONResponse:
     """Whether a job would be taken and worked on."""
-    is_ready = gateway_of(request).service.is_ready()
-    return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+    service = gateway_of(request).service
+    if service.is_ready():
+        return JSONResponse({"status": "ready"})
+    is_full = len(service.queue) >= service.settings.max_queued
+    reason = "draining" if service.is_draining else "queue full" if is_full else "nobody draws"
+    return JSONResponse({"status": "not ready", "reason": reason}, 503)
+
+
+async def metrics(request: Request, caller: Reader) -> Response:
+    """What Prometheus scrapes."""
+    content = gateway_of(request).watch.metrics.text()
+    return Response(content, media_type=METRICS_TYPE)
 
 
 async def picture(name: str, request: Request, expires: str = "", signature: str = "") -> Response:
@@ -149,13 +180,27 @@ def _hosts(gateway: Gateway) -> list[str]:
     return [*(f"[{host}]" if ":" in host else host for host in LOOPBACK), *own, *named]
 
 
+def _face(path: str) -> Any:
+    """The module that speaks under this path."""
+    faces = (face for prefix, face in FOREIGN_FACES.items() if path.startswith(prefix + "/"))
+    return next(faces, native)
+
+
 def _render(path: str, error: ServiceError) -> JSONResponse:
-    renders = (render for prefix, render in FOREIGN_FACES.items() if path.startswith(prefix + "/"))
-    return next(renders, native.render)(error)
+    answer: JSONResponse = _face(path).render(error)
+    return answer
+
+
+def _tell(request: Request, error: ServiceError) -> None:
+    """A request that never became a job, or asked for one that failed, is told to the observers."""
+    if "job_id" not in error.details:  # that one is counted when it ends
+        refused = Refused(_face(request.url.path).NAME, error.problem.code, error.details.get("filter_list"))
+        gateway_of(request).service.tell(refused)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    _tell(request, error)
     return _render(request.url.path, error)
 
 
@@ -166,6 +211,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     names = [str(part) for part in first["loc"][1:]]
     where = ".".join(names) or "the body"
     said = ServiceError(Problem.INVALID_REQUEST, f"{where}: {first['msg']}.", param=where)
+    _tell(request, said)
     return _render(request.url.path, said)
 
 
@@ -181,6 +227,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Whatever nobody expected; what it was is in the log only."""
     if isinstance(error, Sd35Error):
-        return _render(request.url.path, ServiceError(Problem.INVALID_REQUEST, str(error)))
+        is_ours = isinstance(error, UnavailableError)
+        problem = Problem.STORE_FAILED if is_ours else Problem.INVALID_REQUEST
+        said = ServiceError(problem, str(error))
+        _tell(request, said)
+        return _render(request.url.path, said)
+    _tell(request, ServiceError(Problem.BUG, BUG_WORDS))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _render(request.url.path, ServiceError(Problem.BUG, "The server has a bug; its log has more."))
+    return _render(request.url.path, ServiceError(Problem.BUG, BUG_WORDS))

@@ -6,11 +6,12 @@ complete.
 
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sd35.errors import PromptError, RequestError
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
 from sd35.serving.keys import Caller
+from sd35.serving.outbound import refuse_hidden
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError, of_request
 from sd35.serving.seams import PromptPolicy
@@ -38,13 +39,15 @@ class Ask:
     previews: int = 0
     priority: Priority = Priority.NORMAL
     deadline_s: float | None = None
+    webhook_url: str | None = None
+    face: str = "native"
 
 
 def make_job(
     ask: Ask, caller: Caller, settings: ServerSettings, policy: PromptPolicy, client_id: str | None = None
 ) -> Job:
     """The job that this asks for; ServiceError where it is not acceptable."""
-    model = _model(ask.model, settings)
+    model = model_named(ask.model, settings)
     _judge(ask, caller, policy)
     _check(ask, settings)
     spec = _spec(ask, model)
@@ -58,12 +61,15 @@ def make_job(
         client_id=client_id,
         key_id=caller.key_id,
         priority=ask.priority,
-        body_hash=body_hash(asdict(ask)),
+        body_hash=body_hash(vars(ask)),
+        face=ask.face,
+        webhook_url=ask.webhook_url,
         deadline_at=deadline,
     )
 
 
-def _model(name: str | None, settings: ServerSettings) -> Model:
+def model_named(name: str | None, settings: ServerSettings) -> Model:
+    """The model of this name, the first one without a name; ServiceError where there is none."""
     catalogue = settings.catalogue()
     if name is None:
         return next(iter(catalogue.values()))
@@ -83,6 +89,7 @@ def _judge(ask: Ask, caller: Caller, policy: PromptPolicy) -> None:
                 Problem.PROMPT_BLOCKED,
                 f"The prompt is not allowed here (list {verdict.list_name!r}): change its words.",
                 param="prompt",
+                filter_list=verdict.list_name,
             )
 
 
@@ -97,6 +104,11 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
         raise _invalid("previews", ask.previews, f"give 0 to {MAX_PREVIEWS}")
     if ask.deadline_s is not None and not 0 < ask.deadline_s <= 7 * 86_400:
         raise _invalid("deadline_s", ask.deadline_s, "give seconds above 0, a week at most")
+    if ask.webhook_url is not None:
+        try:
+            refuse_hidden(ask.webhook_url, private_ok=settings.webhook_private)
+        except RequestError as error:
+            raise ServiceError(Problem.INVALID_REQUEST, str(error), param="webhook_url") from error
 
 
 def _invalid(field: str, value: object, remedy: str) -> ServiceError:
@@ -114,7 +126,8 @@ def _spec(ask: Ask, model: Model) -> Spec:
         num_inference_steps=(
             variant.num_inference_steps if ask.num_inference_steps is None else ask.num_inference_steps
         ),
-        guidance_scale=variant.guidance_scale if ask.guidance_scale is None else ask.guidance_scale,
+        # 4 and 4.0 are the same request, so the recipe in the file has to read the same.
+        guidance_scale=float(variant.guidance_scale if ask.guidance_scale is None else ask.guidance_scale),
         seed=secrets.randbelow(2**32) if ask.seed is None else ask.seed,
         n=ask.n,
         output_format=ask.output_format,

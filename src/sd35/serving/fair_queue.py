@@ -11,6 +11,7 @@ import itertools
 import math
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sd35.serving.jobs import Job, Priority
@@ -29,7 +30,7 @@ class ServiceRate:
     _weight: float = field(default=0.2, repr=False)
 
     def finished(self, cost: float, seconds: float) -> None:
-        """A job of this cost took this long."""
+        """A job of this cost took this long, or its share of a batch."""
         rate, first = cost / max(seconds, 1e-6), self.cost_per_s is None
         self.cost_per_s = rate if first else self._mix(self.cost_per_s or 0.0, rate)
         self.job_s = seconds if first else self._mix(self.job_s, seconds)
@@ -72,13 +73,19 @@ class FairQueue:
         self._per_key[job.key_id] += 1
         self._lanes[job.priority].put(job, weight, is_first=is_first)
 
-    def take(self) -> Job | None:
-        """The next job, None if none waits."""
-        for lane in self._lanes.values():
-            if (job := lane.take()) is not None:
+    def take(self, chosen: Job | None = None) -> Job | None:
+        """The next job, or the chosen one; None if none waits."""
+        lanes = self._lanes.values() if chosen is None else [self._lanes[chosen.priority]]
+        for lane in lanes:
+            if (job := lane.take(chosen)) is not None:
                 self._per_key[job.key_id] -= 1
                 return job
         return None
+
+    def in_order(self) -> Iterator[Job]:
+        """All jobs that wait, the next one first; nobody may come or go meanwhile."""
+        for lane in self._lanes.values():
+            yield from (lane.jobs[job_id] for _, _, job_id in lane.order)
 
     def discard(self, job: Job) -> bool:
         """Forget a job that waits; False if it doesn't."""
@@ -95,9 +102,23 @@ class FairQueue:
         ahead = (lane for p, lane in self._lanes.items() if RANKS[p] < RANKS[job.priority])
         return sum(len(lane.jobs) for lane in ahead) + own.before(job)
 
+    def eta_s(self, job: Job) -> float | None:
+        """Seconds for what goes before a waiting job, and for itself; None before anything was measured."""
+        own = self._lanes[job.priority]
+        if job.id not in own.jobs:
+            return None
+        ahead = (lane for p, lane in self._lanes.items() if RANKS[p] < RANKS[job.priority])
+        before = sum(one.spec.cost for lane in ahead for one in lane.jobs.values())
+        return self.rate.wait_s(before + own.cost_before(job) + job.spec.cost)
+
     def cost(self) -> float:
         """Megapixel-steps that wait."""
         return sum(job.spec.cost for lane in self._lanes.values() for job in lane.jobs.values())
+
+    def oldest_at(self) -> float | None:
+        """When the job was made that waits longest, in seconds since 1970; None if none waits."""
+        made = (job.created_at for lane in self._lanes.values() for job in lane.jobs.values())
+        return min(made, default=None)
 
     def by_priority(self) -> dict[str, int]:
         """How many wait in each."""
@@ -128,12 +149,12 @@ class _Lane:
         self.jobs[job.id], self.places[job.id] = job, place
         insort(self.order, place)
 
-    def take(self) -> Job | None:
+    def take(self, chosen: Job | None) -> Job | None:
         if not self.order:
             self.ends.clear()  # nobody waits, nobody has an advantage
             self.now = 0.0
             return None
-        tag, _, job_id = self.order[0]
+        tag, _, job_id = self.order[0] if chosen is None else self.places[chosen.id]
         self.now = max(self.now, tag)
         job = self.jobs[job_id]
         self.remove(job)
@@ -144,6 +165,9 @@ class _Lane:
             return False
         del self.order[self.before(job)], self.jobs[job.id], self.places[job.id]
         return True
+
+    def cost_before(self, job: Job) -> float:
+        return sum(self.jobs[job_id].spec.cost for _, _, job_id in self.order[: self.before(job)])
 
     def before(self, job: Job) -> int:
         return bisect_left(self.order, self.places[job.id])

@@ -114,15 +114,17 @@ class FolderStorage:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Bytes under this name that survive a power cut, or an OSError and no trace of them."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}-", delete=False) as file:
-        temporary = Path(file.name)
+    temporary = path.parent / f".{path.name[:100]}-{secrets.token_hex(8)}"
+    with open(temporary, "xb", buffering=0, opener=_private) as file:
         try:
-            file.write(data)
-            file.flush()
+            left = memoryview(data)
+            while left:  # a nearly full disk takes a part, and says no to the rest
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     _flush_folder(path.parent)
 
 
@@ -157,6 +159,10 @@ def _offer(path: Path, content: bytes) -> None:
         except FileExistsError:
             return
     _flush_folder(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _listed(path: Path, root: Path) -> Iterator[Listed]:

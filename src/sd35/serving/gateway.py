@@ -3,8 +3,9 @@
 import asyncio
 import base64
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from sd35.errors import AccessError
 from sd35.serving.asking import Ask, make_job
@@ -16,6 +17,8 @@ from sd35.serving.problems import Problem, ServiceError, problem_named
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.store import Store
+from sd35.serving.watch import Watched
 
 ABANDONED_S = 10.0  # a client that retries is back by then
 
@@ -29,6 +32,8 @@ class Gateway:
     policy: PromptPolicy
     keys: KeyStore
     urls: SignedUrls
+    store: Store
+    watch: Watched
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -37,13 +42,17 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Who asks; unauthorized without a key where one is needed, forbidden with one that may not do this.
 
-    A key that may draw may look at its own jobs.
+    A key that may draw may look at its own jobs. A thread is taken only where the file of keys must be read.
     """
+    keys, header = gateway_of(request).keys, request.headers.get("authorization")
     try:
-        caller = gateway_of(request).keys.authenticate(request.headers.get("authorization"))
+        if keys.is_current:
+            caller = keys.authenticate(header)
+        else:
+            caller = await asyncio.to_thread(keys.authenticate, header)
     except AccessError as error:
         raise ServiceError(Problem.UNAUTHORIZED, str(error)) from error
     try:
@@ -51,6 +60,21 @@ def caller_of(request: Request) -> Caller:
     except AccessError as error:
         raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     return caller
+
+
+Known = Annotated[Caller, Depends(caller_of)]
+
+
+def reader_of(caller: Known) -> Caller:
+    """A caller who may look at the server itself."""
+    try:
+        caller.require("read")
+    except AccessError as error:
+        raise ServiceError(Problem.FORBIDDEN, str(error)) from error
+    return caller
+
+
+Reader = Annotated[Caller, Depends(reader_of)]
 
 
 def link(request: Request, image: JobImage) -> str:

@@ -129,6 +129,13 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_vram_bytes: int | None = None
     error: JobError | None = None
+    face: str = "native"  # by which it came
+    webhook_url: str | None = None  # to be told of its end
+    worker: str | None = None  # that drew last
+    checkpoint_sha256: str | None = None  # what it was drawn with
+    precision: str | None = None
+    abnormal: str | None = None  # what is wrong with its pictures: words of abnormal.py, comma between them
+    diagnosis: str | None = None  # a sentence: what drawing it again in 16 bits has shown
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ compared in constant time. The row is found by the id, so the time of the look-u
 secret.
 
 `keys.sqlite3` lies in the data folder, apart from the jobs: `sd35 keys` writes it while servers read it, and
-SQLite's own locks make that safe. Every authentication asks the file, so a revoked key is refused at once.
+SQLite's own locks make that safe. Every authentication looks at the file's change counter and reads the rows
+anew when it has moved, so a revoked key is refused at once and a request costs no query.
 Revoked rows stay: revoking the last key does not open the door again.
 """
 
@@ -17,6 +18,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import sqlite3
@@ -34,6 +36,8 @@ FILE_NAME = "keys.sqlite3"
 SCOPES = ("generate", "read", "admin")  # draw; look at models, records and metrics; load, pause, change
 _KEY = re.compile(r"sd35_([0-9a-f]{16})_([0-9A-Za-z_-]{43})")
 _LOCK_SECONDS = 5.0
+# SQLite counts a file's transactions there, big-endian. Source: https://sqlite.org/fileformat.html (1.3.7)
+_COUNTER_BYTES, _COUNTER_AT = 4, 24
 _TABLE = """
 CREATE TABLE IF NOT EXISTS keys (
     key_id TEXT PRIMARY KEY, name TEXT NOT NULL, secret_sha256 BLOB NOT NULL, scopes TEXT NOT NULL,
@@ -102,6 +106,8 @@ class KeyStore:
             raise OutputError(
                 f"{self.path} can't be made ({error.strerror}): choose another data folder."
             ) from error
+        self._counting = os.open(self.path, os.O_RDONLY)
+        self._seen: tuple[bytes, dict[str, tuple[Any, ...]]] = (b"", {})  # counter, then rows by id
         self._connection = sqlite3.connect(self.path, timeout=_LOCK_SECONDS, check_same_thread=False)
         with self._transaction() as connection:
             connection.execute(_TABLE)
@@ -109,6 +115,12 @@ class KeyStore:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+        os.close(self._counting)  # afterwards: closing it ends this process's locks on the file
+
+    @property
+    def is_current(self) -> bool:
+        """Whether `authenticate` can answer from memory, without waiting for the file."""
+        return self._seen[0] == self._counter()
 
     @property
     def is_open(self) -> bool:
@@ -163,20 +175,29 @@ class KeyStore:
         Where no key was ever made, anyone with any header. Otherwise AccessError without a working key, and
         the same sentence for an unknown, a wrong and a revoked one.
         """
-        found = _KEY.fullmatch(_shown_key(header))
-        with self._transaction() as connection:
-            row = connection.execute(
-                "SELECT * FROM keys WHERE key_id = ? AND revoked IS NULL", (found[1] if found else "",)
-            ).fetchone()
-            if row is None and not connection.execute("SELECT 1 FROM keys LIMIT 1").fetchone():
-                return ANYONE
-        if not found or row is None or not hmac.compare_digest(row[2], _hash(found[2])):
+        found, rows = _KEY.fullmatch(_shown_key(header)), self._rows()
+        if not rows:
+            return ANYONE
+        row = rows.get(found[1]) if found else None
+        if not found or row is None or row[6] is not None or not hmac.compare_digest(row[2], _hash(found[2])):
             raise AccessError(
                 "This server asks for a valid API key: send it as `Authorization: Bearer sd35_...`; "
                 "`sd35 keys add NAME` on the server makes one."
             )
         key = _key(row)
         return Caller(key.key_id, frozenset(key.scopes), key.quotas)
+
+    def _rows(self) -> dict[str, tuple[Any, ...]]:
+        """All rows by id. The counter is read first: a change in between is then noticed the next time."""
+        counter = self._counter()
+        if self._seen[0] != counter:
+            with self._transaction() as connection:
+                rows = connection.execute("SELECT * FROM keys").fetchall()
+            self._seen = counter, {row[0]: row for row in rows}
+        return self._seen[1]
+
+    def _counter(self) -> bytes:
+        return os.pread(self._counting, _COUNTER_BYTES, _COUNTER_AT)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -65,6 +65,8 @@ class LiveJob:
     is_ending: bool = False  # its end is being written: nothing may change it any more
     progress: tuple[int, int] = (0, 0)  # steps done, of
     watchers: int = 0  # requests that wait for it
+    is_suspect: bool = False  # a worker died while it drew this, perhaps because of it: it is drawn alone
+    passed_at: float | None = None  # when another job first went past it, time.monotonic
 
     def change(self, state: State) -> None:
         """Enter a state and say so."""

@@ -1,19 +1,15 @@
 """The server's own face: jobs as resources, under /api/v1.
 
-    POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&limit=&cursor=
+    POST   /api/v1/jobs               202, Location           GET /api/v1/jobs?state=&model=&q=&limit=&cursor=
     PUT    /api/v1/jobs/{client_id}   the same, idempotent    GET /api/v1/jobs/{id}
     DELETE /api/v1/jobs/{id}          cancel                  GET /api/v1/jobs/{id}/events (event stream)
-    GET    /api/v1/capabilities, /api/v1/models, /api/v1/stats
+    GET    /api/v1/capabilities, /api/v1/stats
 
 Bodies are strict: a field that we don't know is refused, for what is misspelt would be silently ignored.
 """
 
-import base64
-import binascii
 import json
-import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -22,17 +18,23 @@ from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
 from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
+from sd35.serving.attendant import Attendant
+from sd35.serving.cursors import cursor_after, read_cursor
 from sd35.serving.gateway import caller_of, gateway_of, link
-from sd35.serving.jobs import Event, Job, Priority, State
+from sd35.serving.jobs import Event, Priority, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
+from sd35.serving.model_routes import row_of
+from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.store import Wanted
 
 PREFIX = "/api/v1"
 Known = Annotated[Caller, Depends(caller_of)]
 ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
 
+NAME = "native"  # in records and metrics
 router = APIRouter(prefix=PREFIX)
 
 
@@ -55,6 +57,7 @@ class JobBody(BaseModel):
     previews: StrictInt = 0
     priority: Priority = Priority.NORMAL
     deadline_s: StrictFloat | StrictInt | None = None
+    webhook_url: StrictStr | None = None
 
 
 @router.post("/jobs", status_code=202)
@@ -75,14 +78,21 @@ async def list_jobs(
     caller: Known,
     state: State | None = None,
     model: str | None = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
+    with_images: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end."""
-    before = None if cursor is None else _read_cursor(cursor)
-    lives = await gateway_of(request).service.page(caller, before, limit + 1, state, model)
+    """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end.
+
+    `q` is looked for in prompts; `sha256` is a picture's; `with_images` leaves out jobs that have none.
+    """
+    before = read_cursor(cursor)
+    wanted = Wanted(state=state, model=model, words=q, sha256=sha256, with_images=with_images)
+    lives = await gateway_of(request).service.page(caller, before, limit + 1, wanted)
     page = lives[:limit]
-    following = _cursor(page[-1].job) if len(lives) > limit else None
+    following = cursor_after(page[-1].job) if len(lives) > limit else None
     return {"data": [view(live, request) for live in page], "next": following}
 
 
@@ -117,9 +127,11 @@ async def job_events(job_id: str, request: Request, caller: Known) -> StreamingR
 async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     """What may be asked for: models with their settings, formats, bounds."""
     gateway = gateway_of(request)
+    served = gateway.service.models.values()
     return {
         "version": __version__,
-        "models": [_model(model) for model in gateway.service.models.values()],
+        "models": [{**row_of(model), **offer(model, served)} for model in served],
+        "precision": gateway.settings.precision if gateway.settings.engine == "sd35" else None,
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],
         "max_images": gateway.settings.max_images,
@@ -127,33 +139,24 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     }
 
 
-@router.get("/models")
-async def models(request: Request, caller: Known) -> dict[str, Any]:
-    """The models, and which of them the worker holds."""
-    service = gateway_of(request).service
-    care, rows = service.attendant, []
-    for model in service.models.values():
-        row = {**_model(model), "state": "loaded" if care.held == model else "cold"}
-        if care.loading_since is not None and care.current and care.current.model == model:
-            row |= {"state": "loading", "loading": _loading(care.loading_since, care.load_seconds)}
-        rows.append(row)
-    return {"data": rows}
-
-
 @router.get("/stats")
 async def stats(request: Request, caller: Known) -> dict[str, Any]:
     """How busy the server is."""
-    service = gateway_of(request).service
-    queue, care = service.queue, service.attendant
+    gateway = gateway_of(request)
+    service = gateway.service
+    queue, workers = service.queue, [_worker(one) for one in service.pool.attendants]
     return {
         "queued": len(queue),
         "queued_by_priority": queue.by_priority(),
         "queued_megapixel_steps": queue.cost(),
         "megapixel_steps_per_s": queue.rate.cost_per_s,
-        "running": care.current.job.id if care.current else None,
-        "worker": {"pid": care.worker_pid, "restarts": care.restarts},
+        "running": list(service.pool.in_hand()),
+        "worker": workers[0],
+        "workers": workers,
+        "vram": gateway.watch.cards.view(),
         "ended": service.ended,
         "draining": service.is_draining,
+        "paused": service.pool.is_paused,
     }
 
 
@@ -167,12 +170,14 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "state": job.state.value,
         "priority": job.priority.value,
         "queue_position": service.queue.position(job),
+        "eta_s": service.queue.eta_s(job),
         "progress": {"done": done, "of": of},
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
-        "request": asdict(job.spec),
+        "webhook_url": job.webhook_url,
+        "request": vars(job.spec),
         "images": [
             {
                 "url": link(request, image),
@@ -198,7 +203,7 @@ def render(error: ServiceError) -> JSONResponse:
 
 async def _accept(body: JobBody, request: Request, caller: Caller, client_id: str | None) -> JSONResponse:
     gateway = gateway_of(request)
-    job = make_job(Ask(**body.model_dump()), caller, gateway.settings, gateway.policy, client_id)
+    job = make_job(Ask(**vars(body)), caller, gateway.settings, gateway.policy, client_id)
     live = await gateway.service.submit(job, caller)
     location = f"{PREFIX}/jobs/{live.job.id}"
     return JSONResponse(view(live, request), 202, {"Location": location})
@@ -214,32 +219,11 @@ def as_sse(event: Event) -> str:
     return f"id: {event.id}\nevent: {event.name}\ndata: {json.dumps(event.data)}\n\n"
 
 
-def _model(model: Any) -> dict[str, Any]:
-    variant = model.variant
+def _worker(care: Attendant) -> dict[str, Any]:
     return {
-        "id": model.name,
-        "variant": variant.name,
-        "native_size": variant.native_size,
-        "max_size": variant.max_size,
-        "num_inference_steps": variant.num_inference_steps,
-        "guidance_scale": variant.guidance_scale,
+        "device": care.device,
+        "pid": care.worker_pid,
+        "restarts": care.restarts,
+        "running": list(care.in_hand),
+        "holds": {one.name: one.place for one in care.holdings()},
     }
-
-
-def _loading(since: float, expected: float | None) -> dict[str, float | None]:
-    spent = time.monotonic() - since
-    return {"seconds": spent, "eta_s": None if expected is None else max(0.0, expected - spent)}
-
-
-def _cursor(job: Job) -> str:
-    return base64.urlsafe_b64encode(json.dumps([job.created_at, job.id]).encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        at, job_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return float(at), str(job_id)
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise ServiceError(
-            Problem.INVALID_REQUEST, f"cursor {cursor!r} is none of ours: send one that `next` gave."
-        ) from error

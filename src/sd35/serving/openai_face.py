@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from sd35.serving.asking import Ask, make_job
+from sd35.serving.asking import Ask, make_job, model_named
 from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
 from sd35.serving.jobs import Event, JobImage, Spec
 from sd35.serving.keys import Caller
@@ -31,6 +31,7 @@ QUALITY = {"low": 0.5, "standard": 1.0, "medium": 1.0, "auto": 1.0, "high": 1.5,
 BUILT_IN = re.compile(r"^(gpt-image-|chatgpt-image-|dall-e-)")
 USER_ERRORS = (Problem.PROMPT_BLOCKED, Problem.OUTPUT_BLOCKED)
 
+NAME = "openai"  # in records and metrics
 router = APIRouter(prefix="/v1")
 
 
@@ -77,9 +78,7 @@ async def models(request: Request, caller: Known) -> dict[str, Any]:
 @router.get("/models/{name}")
 async def model(name: str, request: Request, caller: Known) -> dict[str, Any]:
     """One model."""
-    if name not in gateway_of(request).service.models:
-        raise ServiceError(Problem.MODEL_NOT_FOUND, f"There is no model {name!r} here.", param="model")
-    return _model(name)
+    return _model(model_named(name, gateway_of(request).settings).name)
 
 
 def render(error: ServiceError) -> JSONResponse:
@@ -93,7 +92,15 @@ async def _submit(body: ImagesBody, request: Request, gateway: Gateway, caller: 
         earlier = gateway.service.unfinished_twin(job)
         if earlier is not None:
             return earlier
+    if (wait_s := _patience_s(request)) is not None:
+        gateway.service.pool.refuse_unless_ready(gateway.service.models[job.spec.model], wait_s)
     return await gateway.service.submit(job, caller)
+
+
+def _patience_s(request: Request) -> float | None:
+    """What a client says with `Prefer: wait=SECONDS`, None where it says nothing. Source: RFC 7240, 4.3."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", request.headers.get("prefer", ""))
+    return float(found[1]) if found else None
 
 
 def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
@@ -105,6 +112,7 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
     if steps is None and served is not None:
         steps = max(1, round(served.variant.num_inference_steps * _share(body.quality or "auto")))
     return Ask(
+        face=NAME,
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
         model=name,
@@ -156,7 +164,7 @@ async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIte
     """Unfinished pictures as they come, then each finished one; a failure is an event like any other."""
     async with Watch(gateway.service, live):
         async for event in live.events.after(0):
-            if event.name == "preview":
+            if event.name == "preview" and event.data["picture"] == 0:
                 yield _partial(live, event, body)
         try:
             await outcome(live)
@@ -174,6 +182,7 @@ def _partial(live: LiveJob, event: Event, body: ImagesBody) -> str:
         "partial_image_index": event.data["index"],
         "created_at": event.id // 1_000_000,
         **_facts(live.job.spec, body),
+        "size": f"{event.data['width']}x{event.data['height']}",
     }
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 

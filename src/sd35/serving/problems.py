@@ -37,13 +37,18 @@ class Problem(Kind, Enum):
     QUOTA_EXCEEDED = "quota_exceeded", 429
     CANCELLED = "cancelled", 499  # as nginx says of a client that went away
     OUT_OF_MEMORY = "out_of_memory", 500
+    NOT_FINITE = "nan_output", 500
     MODEL_FAILED = "model_failed", 500
     WORKER_DIED = "worker_died", 500
     BUG = "internal_error", 500
     DRAINING = "draining", 503, True
+    MODEL_LOADING = "model_loading", 503, True
     STORE_FAILED = "store_failed", 503, True
     STORAGE_FAILED = "storage_failed", 503, True
     EXPIRED = "deadline_passed", 504
+
+
+BUG_WORDS = "The server has a bug; its log has more."
 
 
 class ServiceError(Sd35Error):

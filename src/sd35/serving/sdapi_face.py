@@ -10,14 +10,14 @@ all, and `info` says so. Sizes are brought to the nearest that the model can dra
 
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from sd35.serving.asking import Ask
-from sd35.serving.gateway import caller_of, drawn, gateway_of, picture_base64, submit
+from sd35.serving.asking import Ask, model_named
+from sd35.serving.gateway import Known, drawn, gateway_of, picture_base64, submit
 from sd35.serving.infotext import SAMPLER, SCHEDULER, info_of
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
@@ -25,7 +25,6 @@ from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model
 from sd35.serving.sizes import fitted
 
-Known = Annotated[Caller, Depends(caller_of)]
 CHECKPOINT = "sd_model_checkpoint"
 # What clients list before they draw, and there is none of here.
 EMPTY: dict[str, Any] = {
@@ -42,6 +41,7 @@ EMPTY: dict[str, Any] = {
     "cmd-flags": {},
 }
 
+NAME = "sdapi"  # in records and metrics
 router = APIRouter(prefix="/sdapi/v1")
 
 
@@ -145,7 +145,8 @@ async def options(request: Request, caller: Known) -> dict[str, Any]:
 async def set_options(body: dict[str, Any], request: Request, caller: Known) -> None:
     """Choose the checkpoint for what this key draws from now on; there is nothing else to set."""
     if body.get(CHECKPOINT):
-        _desk(request, caller).checkpoint = _known(str(body[CHECKPOINT]), request).name
+        chosen = model_named(str(body[CHECKPOINT]), gateway_of(request).settings)
+        _desk(request, caller).checkpoint = chosen.name
 
 
 @router.get("/sd-models")
@@ -198,17 +199,7 @@ def _desk(request: Request, caller: Caller) -> Desk:
 def _model(body: Txt2Img, desk: Desk, request: Request) -> Model:
     """The checkpoint for this one request, or the one that was chosen for all, or the first."""
     name = (body.override_settings or {}).get(CHECKPOINT) or desk.checkpoint
-    return _known(str(name), request) if name else next(iter(gateway_of(request).service.models.values()))
-
-
-def _known(name: str, request: Request) -> Model:
-    models = gateway_of(request).service.models
-    if name not in models:
-        raise ServiceError(
-            Problem.MODEL_NOT_FOUND,
-            f"There is no checkpoint {name!r} here: choose one of {', '.join(models)}.",
-        )
-    return models[name]
+    return model_named(None if not name else str(name), gateway_of(request).settings)
 
 
 def _ask(body: Txt2Img, model: Model) -> Ask:
@@ -220,6 +211,7 @@ def _ask(body: Txt2Img, model: Model) -> Ask:
         )
     width, height = fitted(width, height, variant)
     return Ask(
+        face=NAME,
         prompt=body.prompt or "",
         negative_prompt=body.negative_prompt or "",
         model=model.name,

@@ -6,9 +6,11 @@ the database for the next start. The second one stops at once. Neither loses a j
 
 import asyncio
 import fcntl
+import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,34 +19,50 @@ import uvicorn
 
 from sd35.errors import OutputError, UnavailableError
 from sd35.serving.app import create_app
+from sd35.serving.breaker import Commands
+from sd35.serving.folder import read_secret
 from sd35.serving.gateway import Gateway
+from sd35.serving.happenings import Observers
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
+from sd35.serving.retention import Terms
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
+from sd35.serving.signing import Signer
 from sd35.serving.store import Store
+from sd35.serving.watch import watched
+
+log = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
 
 LOCK = "server.lock"
 DATABASE = "jobs.sqlite3"
+# With settings.drain_s, app.STOP_S and two waits of the store's writer for a lock, less than 30 s.
+SAVING_S, CLOSING_S = 1, 2
+# A thread that has come back from the disk waits this long for the interpreter before it demands it. Python's
+# 5 ms are for threads that compute; ours (writer, storage, the workers' pipes) want it for microseconds.
+SWITCH_S = 0.0005
 
 
 def serve(
     settings: ServerSettings,
-    worker_command: Sequence[str],
+    commands: Commands,
     announce: Announce,
 ) -> None:
     """Serve until a signal says stop; `announce` is told where.
 
     UnavailableError where folder, database or port can't be had.
     """
-    folder = Path(settings.data_dir).expanduser()
+    sys.setswitchinterval(SWITCH_S)
+    folder, terms = Path(settings.data_dir).expanduser(), Terms.of(settings)
     with data_folder(folder), bound(settings) as listening:
         keys, urls = open_keys(settings, folder), signed_urls(folder)
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
-        service = JobService(settings, open_store(settings, folder), place, worker_command, check)
-        gateway = Gateway(settings, service, policy, keys, urls)
+        store, observers = open_store(settings, folder), Observers()
+        service = JobService(settings, store, place, commands, check, observers)
+        watch = watched(service, observers, terms, store, place, Signer(read_secret(folder)))
+        gateway = Gateway(settings, service, policy, keys, urls, store, watch)
         _run(gateway, listening, announce)
 
 
@@ -105,7 +123,7 @@ def bound(settings: ServerSettings) -> Iterator[socket.socket]:
 
 def _run(gateway: Gateway, listening: socket.socket, announce: Announce) -> None:
     config = uvicorn.Config(
-        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=3
+        create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=CLOSING_S
     )
     host, port = listening.getsockname()[:2]
     announce(f"http://{host}:{port}")
@@ -128,5 +146,8 @@ class PatientServer(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self._service.drain()
+        try:
+            await asyncio.wait_for(self._service.drain(), self._service.settings.drain_s + SAVING_S)
+        except TimeoutError:
+            log.warning("not everything could be saved in time; the next start takes it up")
         self.should_exit = True

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -19,21 +19,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
-from sd35.serving.attendant import Attendant
+from sd35.serving.attendant import Attendant, Errand
+from sd35.serving.breaker import NOT_FINITE_ERROR, Breaker, Commands
 from sd35.serving.fair_queue import FairQueue
+from sd35.serving.happenings import NOT_FINITE, Began, Ended, Happening, Observers, StoreTried
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
-from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.pool import Pool
+from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
+from sd35.serving.quotas import hold_to_quotas
+from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
-from sd35.serving.store import Store
+from sd35.serving.store import Store, database_failed
 
 REMEMBERED = 1000  # finished jobs whose events can still be replayed
 DATABASE_PAUSE_S = 1.0
-DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +50,20 @@ class JobService:
         settings: ServerSettings,
         store: Store,
         storage: Storage,
-        worker_command: Sequence[str],
+        commands: Commands,
         check: OutputCheck | None = None,
+        observers: Observers | None = None,
     ) -> None:
-        self.settings, self.storage, self._store = settings, storage, store
-        self.check = check
+        self.settings, self._store = settings, store
+        self.storage = RecentPictures(storage)
+        self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
-        self.attendant = Attendant(settings, worker_command, self)
+        self._lives: dict[str, LiveJob] = {}
+        self.pool = Pool(settings, commands, self, self._lives)
         self.is_draining = False
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
-        self._lives: dict[str, LiveJob] = {}
         self._remembered: OrderedDict[str, None] = OrderedDict()
-        self._reserved = 0  # places in the queue of jobs on their way into the database
-        self._work = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._care: asyncio.Task[None] | None = None
 
@@ -71,36 +75,38 @@ class JobService:
             if (model := self.models.get(job.spec.model)) is None:
                 log.warning("job %s waits for the model %r, which isn't served", job.id, job.spec.model)
                 continue
-            self._enqueue(LiveJob(job, model))
-        self._care = asyncio.create_task(self.attendant.run())
+            self._enqueue(LiveJob(job, model, is_suspect=job.deaths > 0))
+        self._care = asyncio.create_task(self.pool.run())
 
     def is_ready(self) -> bool:
         """Whether a request would be taken and worked on."""
-        is_cared_for = self._care is not None and not self._care.done()
+        are_open = all(one.breaker.is_open for one in self.pool.attendants)
+        is_cared_for = self._care is not None and not self._care.done() and not are_open
         return is_cared_for and not self.is_draining and len(self.queue) < self.settings.max_queued
 
     async def drain(self) -> None:
         """Take nothing new, give the running job its time, leave the rest to the next start."""
-        self.is_draining = True
-        current = self.attendant.current
+        self.is_draining = self.pool.is_closed = True
+        running = list(self.pool.in_hand().values())
         for live in list(self._lives.values()):
-            if live is not current and live.job.state is State.QUEUED:
+            if live.job.id not in self.pool.in_hand() and live.job.state is State.QUEUED:
                 live.part()
-        if current is not None:
-            await _within(self.settings.drain_s, current.settled.wait())
+        if running:
+            await _within(self.settings.drain_s, asyncio.gather(*(live.settled.wait() for live in running)))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.settings.drain_s)
 
     async def stop(self) -> None:
         """End the worker, giving its job back; nothing runs afterwards."""
-        self.is_draining = True
-        current = self.attendant.current
+        self.is_draining = self.pool.is_closed = True
+        running = list(self.pool.in_hand().values())
         if self._care is not None:
             self._care.cancel()
             await asyncio.wait([self._care])
-        await self.attendant.dismiss()
-        if current is not None and not current.is_ending and current.job.state is not State.SAVING:
-            await self.give_back(current, "drained")
+        await self.pool.dismiss()
+        for live in running:
+            if not live.is_ending and live.job.state is not State.SAVING:
+                await self.give_back(live, "drained")
         for live in self._lives.values():
             live.part()
         await asyncio.to_thread(self._store.close)
@@ -112,51 +118,37 @@ class JobService:
         self._refuse_if_draining()
         if (earlier := self._named(job)) is not None:
             return self._same(earlier, job)
-        self.queue.admit(caller.key_id, self._reserved, caller.quotas.queued_jobs)
-        await self._hold_to_quotas(job, caller)
-        self._reserved += 1
-        try:
-            accepted = await asyncio.wrap_future(self._store.accept(job))
-        except SQLAlchemyError as error:
-            raise database_failed(error) from error
-        finally:
-            self._reserved -= 1
+        self.queue.admit(caller.key_id, self.pool.expected, caller.quotas.queued_jobs)
+        with self.pool.expecting():
+            try:
+                await hold_to_quotas(self._store, job, caller)
+                accepted = await asyncio.wrap_future(self._store.accept(job))
+            except SQLAlchemyError as error:
+                self.tell(StoreTried("database", str(error)))
+                raise database_failed(error) from error
         if accepted.id != job.id:
             return self._same(self._known(accepted), job)
         live = LiveJob(accepted, self.models[job.spec.model], caller.quotas.weight)
         self._enqueue(live)
         return live
 
-    async def _hold_to_quotas(self, job: Job, caller: Caller) -> None:
-        """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
-        quotas = caller.quotas
-        limits = (quotas.images_per_day, quotas.megapixel_steps_per_day)
-        if caller.key_id is None or limits == (None, None):
-            return
-        used = await self.read(self._store.asked_since, caller.key_id, time.time() - DAY_S)
-        asked = (job.spec.n, job.spec.cost)
-        rows = zip(("pictures", "megapixel-steps"), limits, used, asked, strict=True)
-        for what, limit, before, more in rows:
-            if limit is not None and before + more > limit:
-                raise ServiceError(
-                    Problem.QUOTA_EXCEEDED,
-                    f"This key may ask for {limit:g} {what} in 24 hours and has asked for {before:g}: "
-                    f"{more:g} more would be too many, so ask for less or later.",
-                )
-
     async def find(self, job_id: str, caller: Caller) -> LiveJob:
-        """The caller's own job; not_found for strangers' as well."""
+        """The caller's own job, an admin's any; not_found for strangers' as well."""
         live = self._lives.get(job_id)
         if live is None:
             job = await self.read(self._store.get, job_id)
             live = None if job is None else self._known(job)
-        if live is None or (caller.key_id is not None and live.job.key_id != caller.key_id):
+        if live is None or not (caller.key_id == live.job.key_id or "admin" in caller.scopes):
             raise ServiceError(Problem.NOT_FOUND, f"There is no job {job_id!r}.")
         return live
 
     async def page(self, caller: Caller, *which: Any) -> list[LiveJob]:
         """The caller's jobs, newest first; `which` as in `Store.page`."""
         return [self._known(job) for job in await self.read(self._store.page, caller.key_id, *which)]
+
+    async def rewrite(self, job: Job) -> None:
+        """Write an ended job as it is now."""
+        await asyncio.wrap_future(self._store.rewrite(job))
 
     async def cancel(
         self, live: LiveJob, state: State = State.CANCELLED, error: JobError | None = None
@@ -165,7 +157,7 @@ class JobService:
         if live.job.state.is_final:
             return
         self.queue.discard(live.job)
-        self.attendant.cancel(live)
+        self.pool.cancel(live)
         await self.finish(live, state, error)
 
     def unfinished_twin(self, job: Job) -> LiveJob | None:
@@ -176,6 +168,8 @@ class JobService:
 
     async def read_picture(self, name: str) -> bytes:
         """A stored picture's content."""
+        if (remembered := self.storage.recall(name)) is not None:
+            return remembered
         try:
             return await asyncio.to_thread(self.storage.open, name)
         except UnavailableError as error:
@@ -196,20 +190,23 @@ class JobService:
 
     # ---- what the attendant does
 
-    async def next_job(self) -> LiveJob:
-        """The next job, once there is one."""
-        while self.is_draining or (job := self.queue.take()) is None:
-            self._work.clear()
-            await self._work.wait()
-        return self._lives[job.id]
+    async def next_work(self, attendant: Attendant) -> list[LiveJob] | Errand:
+        """What its worker does next, once there is something."""
+        return await self.pool.next_work(attendant)
 
     def begin(self, live: LiveJob, worker: str) -> None:
         """Lease the job; the writer keeps the order, so nobody need wait for this write."""
         job = live.job
         job.token, job.started_at = job.token + 1, time.time()
         job.seconds["queue"] = job.started_at - job.created_at
+        job.worker = worker
         live.change(State.RUNNING)
+        self.tell(Began(job, worker))
         self._store.start(job, worker).add_done_callback(_log_failure)
+
+    def tell(self, happening: Happening) -> None:
+        """Tell whoever observes."""
+        self._observers.tell(happening)
 
     async def give_back(self, live: LiveJob, outcome: str) -> None:
         """Back to the head of the queue."""
@@ -218,10 +215,11 @@ class JobService:
         if not self.is_draining and not live.is_ending:
             self._enqueue(live, is_first=True)
 
-    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    def keep(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         """Store the pictures while the worker goes on."""
+        live.job.checkpoint_sha256, live.job.precision = loaded.identity, loaded.precision
         live.change(State.SAVING)
-        self.spawn(self._save(live, drawing, loaded))
+        self.spawn(self._save(live, drawing, loaded, breaker))
 
     async def finish(self, live: LiveJob, state: State, error: JobError | None = None, **found: Any) -> None:
         """Write the end, then tell it; whoever comes first decides how a job ends."""
@@ -233,27 +231,38 @@ class JobService:
         live.job = ended
         self.ended[state.value] += 1
         live.tell()
+        self.tell(Ended(ended))
         self._remember(ended.id)
 
     # ---- inside
 
-    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded) -> None:
+    async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         job, begin = live.job, time.monotonic()
+        wrong = set(filter(None, await breaker.look(live, drawing)))
+        job.abnormal = ",".join(sorted(wrong)) or None
+        if NOT_FINITE in wrong:
+            await self.finish(live, State.FAILED, NOT_FINITE_ERROR)
+            return
         try:
             images: list[JobImage] = await asyncio.to_thread(
                 pictures.save, self.storage, self.check, job, live.model, drawing, loaded,
                 with_prompt=self.settings.prompt_in_pictures,
             )  # fmt: skip
-        except ServiceError as error:
-            await self.finish(live, State.FAILED, JobError(error.problem.code, str(error)))
-            return
         except Sd35Error as error:
-            await self.finish(live, State.FAILED, JobError(Problem.STORAGE_FAILED.code, str(error)))
+            problem = error.problem if isinstance(error, ServiceError) else Problem.STORAGE_FAILED
+            if problem is Problem.STORAGE_FAILED:
+                self.tell(StoreTried("storage", str(error)))
+            await self.finish(live, State.FAILED, JobError(problem.code, str(error)))
+            return
+        except Exception:  # whatever breaks here, the job has an end
+            log.exception("job %s: its pictures could not be saved", job.id)
+            await self.finish(live, State.FAILED, JobError(Problem.BUG.code, BUG_WORDS))
             return
         if live.is_ending:  # cancelled in the meantime: nobody will ask for these
             for image in images:
                 await asyncio.to_thread(self.storage.delete, image.name)
             return
+        self.tell(StoreTried("storage", None))
         seconds = {**job.seconds, **drawing.seconds, "save": time.monotonic() - begin}
         await self.finish(
             live, State.SUCCEEDED, images=images, seconds=seconds, peak_vram_bytes=drawing.peak_vram_bytes
@@ -264,8 +273,10 @@ class JobService:
         while True:
             try:
                 await asyncio.wrap_future(self._store.end_attempt(job, outcome, time.time()))
+                self.tell(StoreTried("database", None))
                 return
             except SQLAlchemyError as error:
+                self.tell(StoreTried("database", str(error)))
                 log.error("job %s can't be written yet: %s", job.id, error)
                 await asyncio.sleep(DATABASE_PAUSE_S)
 
@@ -276,7 +287,7 @@ class JobService:
         if not is_first:
             live.tell()
             self._watch_deadline(live)
-        self._work.set()
+        self.pool.look_again()
 
     def _watch_deadline(self, live: LiveJob) -> None:
         if live.job.deadline_at is None:
@@ -293,9 +304,8 @@ class JobService:
         if job.client_id is None:
             return None
         name = (job.key_id, job.client_id)
-        return next(
-            (one for one in self._lives.values() if (one.job.key_id, one.job.client_id) == name), None
-        )
+        alike = (live for live in self._lives.values() if (live.job.key_id, live.job.client_id) == name)
+        return next(alike, None)
 
     def _same(self, earlier: LiveJob, job: Job) -> LiveJob:
         if earlier.job.body_hash == job.body_hash:
@@ -323,14 +333,6 @@ class JobService:
     def _refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ServiceError(Problem.DRAINING, "The server is stopping: come again.", retry_after_s=5)
-
-
-def database_failed(error: SQLAlchemyError) -> ServiceError:
-    """A database that does not answer, as an answer."""
-    log.error("database: %s", error)
-    return ServiceError(
-        Problem.STORE_FAILED, "The database of jobs can't be used just now: come again.", retry_after_s=5
-    )
 
 
 async def _within(seconds: float, waiting: Any) -> None:

@@ -1,20 +1,18 @@
-"""How to serve, as data: every field is a flag of `sd35 serve` and an environment variable SD35_SERVE_NAME.
-
-A flag wins over the environment, and the environment over the default. This file is where the server reads
-its environment, and nowhere else.
+"""How to serve, as data. Every field is a flag of `sd35 serve`, a variable SD35_SERVE_NAME of the environment
+and a line of the configuration file; `sources.py` reads them.
 """
 
-import os
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from sd35.config import bytes_of
 from sd35.errors import RequestError
 from sd35.variants import VARIANTS, Variant
 
-ENVIRONMENT = "SD35_SERVE_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EngineName = Literal["sd35", "null"]
+LogFormat = Literal["plain", "json"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,20 @@ class Model:
         return cls(name, checkpoint or name, VARIANTS[variant or name])
 
 
+@dataclass(frozen=True)
+class Terms:
+    """How much a worker may hold, and for how long; it is the first that a worker hears.
+
+    None: no bound that the server knows. Seconds of 0: for ever. `pinned` models are never put away.
+    """
+
+    vram_bytes: int | None = None
+    ram_bytes: int | None = None
+    rest_s: float = 0.0
+    drop_s: float = 0.0
+    pinned: tuple[str, ...] = ()
+
+
 def _setting(default: Any, help_: str) -> Any:
     return field(default=default, metadata={"help": help_})
 
@@ -58,39 +70,106 @@ class ServerSettings:
     output_check: str = _setting("", "installed check that every picture must pass; default: none")
     models: str = _setting("demo", "comma between them: NAME, NAME=CHECKPOINT or NAME@VARIANT=CHECKPOINT")
     precision: str = _setting("fp8", "of the transformer's weights: fp8 or bf16")
-    device: str = _setting("auto", "cpu, cuda, cuda:1; default: a card if there is one")
+    devices: str = _setting(
+        "auto", "a worker for each, such as cuda:0,cuda:1; auto: one, on a card if there is one"
+    )
+    vram: str = _setting("", "for models on each device, such as 20GiB; default: what is free on a card")
+    ram: str = _setting("", "for models that rest in host memory; default: half of the machine's")
+    rest_s: float = _setting(
+        600.0, "seconds unused until a model leaves the device for host memory; 0: never"
+    )
+    drop_s: float = _setting(3600.0, "seconds unused until a model leaves host memory too; 0: never")
+    pinned: str = _setting("", "models that are never put away, comma between them")
     engine: EngineName = _setting("sd35", "sd35, or null: no model, for measuring the server itself")
     hosts: str = _setting("", "further Host names to answer to, comma between them")
     public_url: str = _setting("", "how clients reach this server, for links; default: what they asked")
     max_queued: int = _setting(1000, "jobs that may wait; the next one is told when to come again")
     max_queued_per_key: int = _setting(1000, "jobs of one key that may wait")
     max_images: int = _setting(10, "pictures in one job")
+    max_batch: int = _setting(4, "pictures of different jobs that are drawn together; 1: each job by itself")
+    skip_s: float = _setting(30.0, "seconds that a job lets others past that need no model loaded, or join")
     url_life_s: int = _setting(3600, "seconds that a picture's link works")
     silence_s: float = _setting(15.0, "seconds without a sign of life after which a worker is replaced")
     step_s: float = _setting(120.0, "seconds that one step may take before the worker is replaced")
     load_s: float = _setting(1800.0, "seconds that loading a model may take")
-    drain_s: float = _setting(25.0, "seconds that a running job gets when the server is asked to stop")
+    drain_s: float = _setting(20.0, "seconds that a running job gets when the server is asked to stop")
+    keep_pictures: str = _setting("", "an age, a size or both, such as 30d,200GB; default: for ever")
+    keep_records: str = _setting("", "an age of a day or more, such as 90d; default: for ever")
+    abnormal_in_a_row: int = _setting(3, "abnormal pictures that open a worker's breaker; 0: not looked at")
+    webhook_private: bool = _setting(False, "let jobs name webhooks at addresses of private networks")
+    alert_webhook: str = _setting("", "URL that alerts are sent to, each once and its recovery once")
+    alertmanager: str = _setting("", "URL of a Prometheus Alertmanager that alerts are sent to")
+    alert_error_ratio: float = _setting(0.2, "share of failed jobs in 15 minutes that is an alert")
+    alert_queue_wait_s: float = _setting(300.0, "seconds that the oldest job waits before it is an alert")
+    alert_restarts: int = _setting(3, "workers lost in 15 minutes that are an alert")
+    alert_vram_headroom: float = _setting(0.05, "share of the card's memory below which it is an alert")
+    otlp_endpoint: str = _setting("", "URL of an OpenTelemetry collector (.../v1/traces) for a trace a job")
+    log_format: LogFormat = _setting("plain", "plain, or json: one object a line")
     prompt_in_pictures: bool = _setting(False, "write prompts into the recipe inside PNG files")
 
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise RequestError(f"engine can't be {self.engine!r}: choose one of sd35, null.")
-        for name in ("max_queued", "max_queued_per_key", "max_images", "url_life_s"):
+        if self.log_format not in get_args(LogFormat):
+            raise RequestError(f"log_format can't be {self.log_format!r}: choose one of plain, json.")
+        counts = (
+            "max_queued",
+            "max_queued_per_key",
+            "max_images",
+            "max_batch",
+            "url_life_s",
+            "alert_restarts",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        for name in ("alert_error_ratio", "alert_vram_headroom"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"{name} is {getattr(self, name)}: give a share from 0 to 1.")
         for name in ("silence_s", "step_s", "load_s"):
             if getattr(self, name) <= 0:
                 raise RequestError(f"{name} is {getattr(self, name)}: give seconds above 0.")
+        for name in ("skip_s", "rest_s", "drop_s"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} is {getattr(self, name)}: give 0 or more seconds.")
+        if not self.device_names:
+            raise RequestError("devices names no device: give at least one, such as auto.")
+        if strangers := set(self.pinned_names) - set(self.catalogue()):
+            raise RequestError(
+                f"pinned names {', '.join(sorted(strangers))}, which models does not: add it there."
+            )
+        self.terms()
         if not 0 <= self.port < 65536:
             raise RequestError(f"port is {self.port}: give 0 to 65535.")
-        self.catalogue()
 
     def catalogue(self) -> dict[str, Model]:
         """The models by name; the first is the one that a request without a model gets."""
-        models = [Model.parse(text.strip()) for text in self.models.split(",") if text.strip()]
-        if not models:
-            raise RequestError("models names no model: give at least one, such as demo.")
-        return {model.name: model for model in models}
+        return dict(_catalogue(self.models))
+
+    @property
+    def judges_pictures(self) -> bool:
+        """Whether pictures are looked at; those of the null engine are flat on purpose."""
+        return self.abnormal_in_a_row > 0 and self.engine != "null"
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices, each of which has a worker."""
+        return _words(self.devices)
+
+    @property
+    def pinned_names(self) -> tuple[str, ...]:
+        """The models that stay where they are once they are loaded."""
+        return _words(self.pinned)
+
+    def terms(self) -> Terms:
+        """How much a worker may hold, and for how long."""
+        return Terms(
+            vram_bytes=bytes_of(self.vram, "vram") if self.vram else None,
+            ram_bytes=bytes_of(self.ram, "ram") if self.ram else None,
+            rest_s=self.rest_s,
+            drop_s=self.drop_s,
+            pinned=self.pinned_names,
+        )
 
     @property
     def is_loopback(self) -> bool:
@@ -98,28 +177,14 @@ class ServerSettings:
         return self.host in LOOPBACK
 
 
-def from_sources(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> ServerSettings:
-    """Settings from flags (None: not given), then SD35_SERVE_*, then defaults; RequestError for nonsense."""
-    environment = os.environ if environment is None else environment
-    given: dict[str, Any] = {}
-    for setting in fields(ServerSettings):
-        variable = ENVIRONMENT + setting.name.upper()
-        if flags.get(setting.name) is not None:
-            given[setting.name] = flags[setting.name]
-        elif variable in environment:
-            given[setting.name] = _read(setting, variable, environment[variable])
-    return ServerSettings(**given)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _read(setting: "Field[Any]", variable: str, text: str) -> Any:
-    assert setting.default is not MISSING
-    kind = type(setting.default)
-    if kind is bool:
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if text.lower() not in words:
-            raise RequestError(f"{variable} is {text!r}: give true or false.")
-        return words[text.lower()]
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise RequestError(f"{variable} is {text!r}, and it must be a number.") from error
+@lru_cache(maxsize=8)
+def _catalogue(names: str) -> dict[str, Model]:
+    """Every request asks for it."""
+    models = [Model.parse(text.strip()) for text in names.split(",") if text.strip()]
+    if not models:
+        raise RequestError("models names no model: give at least one, such as demo.")
+    return {model.name: model for model in models}

@@ -11,19 +11,17 @@ import base64
 import secrets
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from sd35.serving.asking import Ask
-from sd35.serving.gateway import caller_of, drawn, gateway_of, submit
-from sd35.serving.keys import Caller
+from sd35.serving.asking import Ask, model_named
+from sd35.serving.gateway import Known, drawn, gateway_of, submit
 from sd35.serving.pictures import blank
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model, ServerSettings
 from sd35.serving.sizes import RATIOS, of_ratio
 
-Known = Annotated[Caller, Depends(caller_of)]
 # Stability's names, which scripts have built in, and the variants they mean.
 MODELS = {
     "sd3.5-large": "large",
@@ -41,6 +39,7 @@ NAMES = {
     429: "rate_limit_exceeded",
 }
 
+NAME = "stability"  # in records and metrics
 router = APIRouter(prefix="/v2beta")
 
 
@@ -103,16 +102,11 @@ def _status_and_name(problem: Problem) -> tuple[int, str]:
 def _model(name: str | None, settings: ServerSettings) -> Model:
     """The model of that name, of that variant, or for Stability's names the first there is."""
     models = settings.catalogue()
-    if name in models:
-        return models[name]
-    if name is not None and name not in MODELS:
-        choices = ", ".join([*models, *MODELS])
-        raise ServiceError(
-            Problem.MODEL_NOT_FOUND, f"model can't be {name!r}: choose one of {choices}.", param="model"
-        )
+    if name is not None and (name in models or name not in MODELS):
+        return model_named(name, settings)
     wanted = MODELS[name or "sd3.5-large"]
     meant = (model for model in models.values() if model.variant.name == wanted)
-    return next(meant, next(iter(models.values())))
+    return next(meant, model_named(None, settings))
 
 
 def _ask(form: Sd3Form, model: Model) -> Ask:
@@ -124,6 +118,7 @@ def _ask(form: Sd3Form, model: Model) -> Ask:
         raise _invalid("aspect_ratio", f"{form.aspect_ratio!r} is none of {', '.join(RATIOS)}")
     width, height = of_ratio(form.aspect_ratio, model.variant)
     return Ask(
+        face=NAME,
         prompt=form.prompt,
         negative_prompt=form.negative_prompt,
         model=model.name,
