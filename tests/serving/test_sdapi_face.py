@@ -1,5 +1,7 @@
 """AUTOMATIC1111's face, with webuiapi as the client."""
 
+import base64
+import io
 import json
 import threading
 import time
@@ -8,7 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 import webuiapi
+from PIL import Image
 
 from sd35.serving.keys import KeyStore
 
@@ -109,6 +113,31 @@ def test_checkpoint_is_chosen_by_options_and_for_one_request(start_server: Serve
     assert [answer.info["sd_model_name"] for answer in (once, after)] == ["demo", "other"]
 
 
+def test_checkpoint_is_unloaded_and_loaded(start_server: ServerFactory, tmp_path: Path) -> None:
+    """Its memory is given back and taken again, by a key that may do so."""
+    store = KeyStore(tmp_path / "data")
+    admin, plain = (
+        {"Authorization": f"Bearer {store.add('key', scopes)[1]}"} for scopes in (["admin"], ["generate"])
+    )
+    served = start_server()
+
+    def place(wanted: bool) -> str:
+        """Where the model is, once it is held, or no longer held."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            (row,) = served.client.get("/api/v1/models", headers=admin).json()["data"]
+            if (row["state"] in ("ram", "vram")) is wanted:
+                break
+            time.sleep(0.05)
+        return str(row["state"])
+
+    assert served.client.post("/sdapi/v1/reload-checkpoint", headers=plain).status_code == 403
+    assert served.client.post("/sdapi/v1/reload-checkpoint", headers=admin).json() == {}
+    assert place(True) in ("ram", "vram")
+    assert served.client.post("/sdapi/v1/unload-checkpoint", headers=admin).json() == {}
+    assert place(False) == "on_disk"
+
+
 def test_progress_rises_and_interrupt_ends(rough: Served) -> None:
     """While a picture is drawn progress tells how far; interrupted, it ends and nothing is in hand."""
     client, ending = client_of(rough), []
@@ -126,6 +155,10 @@ def test_progress_rises_and_interrupt_ends(rough: Served) -> None:
     assert later["state"]["job_count"] == 1
     assert later["state"]["sampling_step"] > first["state"]["sampling_step"]
     assert later["eta_relative"] > 0
+    unfinished = Image.open(io.BytesIO(base64.b64decode(later["current_image"])))
+    assert max(unfinished.size) <= 64
+    bare = rough.client.get("/sdapi/v1/progress?skip_current_image=true").json()
+    assert (bare["current_image"], bare["textinfo"]) == (None, "running")
     client.interrupt()
     waiting.join(5)
     assert [status for status, _ in ending] == [499]
@@ -135,8 +168,6 @@ def test_progress_rises_and_interrupt_ends(rough: Served) -> None:
 
 def test_interrupt_after_hanging_up(rough: Served) -> None:
     """A client that first drops its request and then interrupts ends its job, and at once."""
-    import requests
-
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{rough.url}/sdapi/v1/txt2img", json={"prompt": "slow"}, timeout=0.5)
     client = client_of(rough)
@@ -166,8 +197,6 @@ def _progress(client: webuiapi.WebUIApi, wanted: Any) -> dict[str, Any]:
 
 def test_img2img_is_refused(client: webuiapi.WebUIApi) -> None:
     """With the reason, in the place where clients look for it."""
-    from PIL import Image
-
     with pytest.raises(RuntimeError) as caught:
         client.img2img(images=[Image.new("RGB", (64, 64))], prompt="a fox")
     status, body = caught.value.args

@@ -16,11 +16,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from sd35.serving.asking import Ask, model_named
+from sd35.serving.asking import MAX_PREVIEWS, Ask, model_named
 from sd35.serving.gateway import Known, drawn, gateway_of, picture_base64, submit
 from sd35.serving.infotext import SAMPLER, SCHEDULER, info_of
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
+from sd35.serving.model_routes import Admin
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model
 from sd35.serving.sizes import fitted
@@ -103,7 +104,7 @@ async def img2img(request: Request, caller: Known) -> None:
 
 
 @router.get("/progress")
-async def progress(request: Request, caller: Known) -> dict[str, Any]:
+async def progress(request: Request, caller: Known, skip_current_image: bool = False) -> dict[str, Any]:
     """How far the caller's oldest job is; 0 and no job where nothing is drawn."""
     lives = _desk(request, caller).unfinished
     live = lives[0] if lives else None
@@ -121,8 +122,14 @@ async def progress(request: Request, caller: Known) -> dict[str, Any]:
         "sampling_step": done,
         "sampling_steps": of,
     }
-    said = live.job.state.value if live else None
-    return {"progress": share, "eta_relative": eta, "state": state, "current_image": None, "textinfo": said}
+    preview = live.events.latest("preview") if live and not skip_current_image else None
+    return {
+        "progress": share,
+        "eta_relative": eta,
+        "state": state,
+        "current_image": preview.data["b64_json"] if preview else None,
+        "textinfo": live.job.state.value if live else None,
+    }
 
 
 @router.post("/interrupt")
@@ -147,6 +154,20 @@ async def set_options(body: dict[str, Any], request: Request, caller: Known) -> 
     if body.get(CHECKPOINT):
         chosen = model_named(str(body[CHECKPOINT]), gateway_of(request).settings)
         _desk(request, caller).checkpoint = chosen.name
+
+
+@router.post("/unload-checkpoint")
+async def unload_checkpoint(request: Request, caller: Admin) -> dict[str, Any]:
+    """Give back the memory of the caller's checkpoint; the next picture loads it again."""
+    gateway_of(request).service.pool.unload(_model(Txt2Img(), _desk(request, caller), request))
+    return {}
+
+
+@router.post("/reload-checkpoint")
+async def reload_checkpoint(request: Request, caller: Admin) -> dict[str, Any]:
+    """Get the caller's checkpoint ready."""
+    gateway_of(request).service.pool.load(_model(Txt2Img(), _desk(request, caller), request))
+    return {}
 
 
 @router.get("/sd-models")
@@ -220,6 +241,7 @@ def _ask(body: Txt2Img, model: Model) -> Ask:
         num_inference_steps=body.steps,
         guidance_scale=body.cfg_scale,
         seed=None if body.seed is None or body.seed < 0 else body.seed,
+        previews=MAX_PREVIEWS,
         n=(body.batch_size or 1) * (body.n_iter or 1),
     )
 
