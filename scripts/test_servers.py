@@ -12,7 +12,7 @@ from pathlib import Path
 # Debian keeps PostgreSQL's programs off the PATH, each version in a folder of its own.
 INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), Path("initdb"))
 
-# program -> how to get it. Each issue that brings a server adds its line.
+# program -> how to get it. Whoever brings a server adds its line.
 PROGRAMS: dict[str, str] = {
     "git": "apt-get install git",
     "git-lfs": "apt-get install git-lfs",

@@ -12,6 +12,7 @@ import sd35
 from sd35.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
+READMES = ("README.md", "README.zh-CN.md")
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "safetensors", "PIL"}
 
@@ -89,22 +90,24 @@ def test_documents_follow_the_code() -> None:
     assert run.returncode == 0, run.stdout
 
 
-def test_readme_commands_are_real() -> None:
-    """Every `make` target and `sd35` verb of the README exists, and its Python runs as written."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", READMES)
+def test_readme_commands_are_real(name: str) -> None:
+    """Every `make` target and `sd35` verb of a README exists, and one sitting is enough to read it."""
+    readme = (ROOT / name).read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 150
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) <= targets
     assert set(re.findall(r"^sd35 ([a-z]+)", readme, re.MULTILINE)) <= set(VERBS)
 
 
-def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's Python blocks work, copied and pasted."""
+@pytest.mark.parametrize("name", READMES)
+def test_readme_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A README's Python blocks work, copied and pasted."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, name, "exec"), {})
     assert list(tmp_path.glob("*.png"))
 
 

@@ -310,8 +310,8 @@ def brightness(page: Any, folder: Path) -> float:
 
 
 def test_the_machine_is_told_in_words(obeying: Served, visit: Visitor) -> None:
-    """On disk, loading with its share, ready; the cards' memory as a bar; the peak under the picture."""
-    told: dict[str, Any] = {"state": "cold"}
+    """On disk, loading with its share, in RAM, on GPU; the memory as a bar; the peak under the picture."""
+    told: dict[str, Any] = {"state": "on_disk"}
     job = obeying.end(obeying.post(prompt="a fox")["id"])
     page = visit("about:blank", ready=False)
     page.route("**/api/v1/models", lambda route: answer(route, lambda body: body["data"][0].update(told)))
@@ -327,11 +327,12 @@ def test_the_machine_is_told_in_words(obeying: Served, visit: Visitor) -> None:
     assert abs(page.evaluate(share) - 0.4) < 0.02
     assert "peak 9.8 GB" in page.inner_text(".facts")
     assert job["peak_vram_bytes"] is None, "this machine's own answer"
-    told.update(state="loading", loading={"seconds": 4.1, "eta_s": 5.9})
+    told.update(state="loading", loading={"percent": 41, "eta_s": 5.9})
     ask(page, "slow fox")
     until(page, "document.getElementById('model-state').textContent === 'loading 41%'")
-    told.update(state="loaded")
-    until(page, "document.getElementById('model-state').textContent === 'ready'")
+    for state, words in (("ram", "in RAM"), ("vram", "on GPU")):
+        told.update(state=state)
+        until(page, "words => document.getElementById('model-state').textContent === words", words)
     stop_all(obeying)
 
 

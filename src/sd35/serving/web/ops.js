@@ -113,21 +113,18 @@ function alertRow(alert) {
   return row(`${alert.name} · ${alert.subject}`, `${alert.text} (${t("ops.since", { since })})`, null, alert.state);
 }
 
-/** Load or unload, where the server has a pool that can. */
 function modelRow(model, stats) {
   const place = placeOf(model, stats);
   const verb = place === "disk" ? "load" : "unload";
   const act = async () => (await ask("POST", `models/${encodeURIComponent(model.id)}/${verb}`), refresh());
-  const button = hasPool(stats) && place !== "loading" ? press(t(`ops.${verb}`), guarded(act)) : null;
+  const button = place !== "loading" ? press(t(`ops.${verb}`), guarded(act)) : null;
   return row(model.id, `${model.title ?? model.variant} · ${placeWords(place, model)}`, button);
 }
-
-const hasPool = (stats) => stats.paused !== undefined;
 
 function drawSwitches(stats) {
   const act = (verb) => guarded(async () => (await ask("POST", verb), refresh()));
   const verb = stats.paused ? "resume" : "pause";
-  const switches = hasPool(stats) && !stats.draining ? [press(t(`ops.${verb}`), act(verb)), sureOf(t("ops.drain"), act("drain"))] : [];
+  const switches = !stats.draining ? [press(t(`ops.${verb}`), act(verb)), sureOf(t("ops.drain"), act("drain"))] : [];
   if (byId("switches").dataset.verb !== `${verb} ${switches.length}`) byId("switches").replaceChildren(...switches);
   byId("switches").dataset.verb = `${verb} ${switches.length}`;
 }
