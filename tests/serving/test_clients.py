@@ -160,3 +160,6 @@ def test_the_bundled_model_draws_for_them(start_server: ServerFactory) -> None:
     )
     assert answer.status_code == 200, answer.text
     assert Image.open(io.BytesIO(answer.content)).size == (336, 192)
+    counted = served.client.get("/metrics").text
+    assert 'sd35_requests_total{face="sdapi",model="demo",outcome="succeeded"} 2.0' in counted
+    assert 'sd35_requests_total{face="stability",model="demo",outcome="succeeded"} 1.0' in counted

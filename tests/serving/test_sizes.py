@@ -10,7 +10,7 @@ from sd35.variants import VARIANTS, Variant
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=str)
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_ratios_are_drawn_at_the_models_own_number_of_pixels(variant: Variant, ratio: str) -> None:
-    """The request is taken, the shape is the one asked for, and the pixels are about as many as in the square."""
+    """The request is taken, in the shape asked for, with about as many pixels as in the square."""
     width, height = of_ratio(ratio, variant)
     assert GenerationRequest("a fox", width=width, height=height).pictures(variant)
     across, down = (int(part) for part in ratio.split(":"))
