@@ -15,7 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
-from sd35.serving import gallery, model_routes, native, openai_face, operations, page
+from sd35.serving import (
+    gallery,
+    model_routes,
+    native,
+    openai_face,
+    operations,
+    page,
+    sdapi_face,
+    stability_face,
+)
 from sd35.serving.gateway import Gateway, Reader, gateway_of
 from sd35.serving.happenings import Refused
 from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
@@ -26,6 +35,9 @@ from sd35.serving.settings import LOOPBACK
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
 STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
+
+# Who answers under which path, errors included; all other paths speak as the native face does.
+FOREIGN_FACES = {face.router.prefix: face for face in (openai_face, sdapi_face, stability_face)}
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +59,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.gateway = gateway
     app.state.assets = page.read_assets()
-    app.include_router(page.router)
-    app.include_router(native.router)
-    app.include_router(gallery.router)
-    app.include_router(model_routes.router)
-    app.include_router(openai_face.router)
-    app.include_router(operations.router)
+    app.state.desks = {}
+    for room in (page, native, gallery, model_routes, operations, *FOREIGN_FACES.values()):
+        app.include_router(room.router)
     plain: dict[str, Callable[..., Any]] = {
         "/livez": livez,
         "/readyz": readyz,
@@ -156,7 +165,11 @@ class BodyLimit:
 
 
 def _too_large() -> ServiceError:
-    return ServiceError(Problem.TOO_LARGE, f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt.")
+    return ServiceError(
+        Problem.TOO_LARGE,
+        f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt, and leave pictures out, for this "
+        "server draws from text alone.",
+    )
 
 
 def _hosts(gateway: Gateway) -> list[str]:
@@ -167,15 +180,21 @@ def _hosts(gateway: Gateway) -> list[str]:
     return [*(f"[{host}]" if ":" in host else host for host in LOOPBACK), *own, *named]
 
 
+def _face(path: str) -> Any:
+    """The module that speaks under this path."""
+    faces = (face for prefix, face in FOREIGN_FACES.items() if path.startswith(prefix + "/"))
+    return next(faces, native)
+
+
 def _render(path: str, error: ServiceError) -> JSONResponse:
-    return openai_face.render(error) if path.startswith("/v1/") else native.render(error)
+    answer: JSONResponse = _face(path).render(error)
+    return answer
 
 
 def _tell(request: Request, error: ServiceError) -> None:
     """A request that never became a job, or asked for one that failed, is told to the observers."""
     if "job_id" not in error.details:  # that one is counted when it ends
-        face = "openai" if request.url.path.startswith("/v1/") else "native"
-        refused = Refused(face, error.problem.code, error.details.get("filter_list"))
+        refused = Refused(_face(request.url.path).NAME, error.problem.code, error.details.get("filter_list"))
         gateway_of(request).service.tell(refused)
 
 

@@ -47,7 +47,7 @@ def make_job(
     ask: Ask, caller: Caller, settings: ServerSettings, policy: PromptPolicy, client_id: str | None = None
 ) -> Job:
     """The job that this asks for; ServiceError where it is not acceptable."""
-    model = _model(ask.model, settings)
+    model = model_named(ask.model, settings)
     _judge(ask, caller, policy)
     _check(ask, settings)
     spec = _spec(ask, model)
@@ -68,7 +68,8 @@ def make_job(
     )
 
 
-def _model(name: str | None, settings: ServerSettings) -> Model:
+def model_named(name: str | None, settings: ServerSettings) -> Model:
+    """The model of this name, the first one without a name; ServiceError where there is none."""
     catalogue = settings.catalogue()
     if name is None:
         return next(iter(catalogue.values()))

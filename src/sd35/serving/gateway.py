@@ -1,12 +1,14 @@
 """What every route needs: the server's parts, who is calling, and a wait that ends when the client leaves."""
 
 import asyncio
+import base64
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from sd35.errors import AccessError
+from sd35.serving.asking import Ask, make_job
 from sd35.serving.folder import SignedUrls
 from sd35.serving.jobs import JobError, JobImage, State
 from sd35.serving.keys import Caller, KeyStore
@@ -83,6 +85,17 @@ def link(request: Request, image: JobImage) -> str:
     return base.rstrip("/") + address if address.startswith("/") else address
 
 
+async def submit(ask: Ask, gateway: Gateway, caller: Caller) -> LiveJob:
+    """Make a job of what was asked, and accept it."""
+    job = make_job(ask, caller, gateway.settings, gateway.policy)
+    return await gateway.service.submit(job, caller)
+
+
+async def picture_base64(gateway: Gateway, image: JobImage) -> str:
+    """A stored picture as JSON carries it."""
+    return base64.b64encode(await gateway.service.read_picture(image.name)).decode()
+
+
 async def outcome(live: LiveJob) -> LiveJob:
     """Wait for a job's pictures; ServiceError for every other end."""
     await live.settled.wait()
@@ -129,7 +142,13 @@ class Watch:
             self._service.spawn(self._service.cancel(self._live))
 
 
-async def unless_client_leaves(request: Request, live: LiveJob) -> LiveJob:
+async def drawn(request: Request, live: LiveJob) -> LiveJob:
+    """Wait with the client for a job's pictures; the job is cancelled if the client does not come back."""
+    async with Watch(gateway_of(request).service, live):
+        return await _unless_client_leaves(request, live)
+
+
+async def _unless_client_leaves(request: Request, live: LiveJob) -> LiveJob:
     """`outcome`, or the problem `cancelled` where the client hangs up first."""
     waiting = asyncio.ensure_future(outcome(live))
     leaving = asyncio.ensure_future(_hung_up(request))

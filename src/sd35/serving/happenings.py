@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sd35.serving.jobs import Job
 
-FACES = ("native", "openai")
+FACES = ("native", "openai", "sdapi", "stability")
 PLACES = ("database", "storage")
 LOST = ("crashed", "killed", "silent", "stalled")  # how a worker ends
 NOT_FINITE = "not_finite"

@@ -36,6 +36,10 @@ class EventLog:
         self.is_closed = True
         self._wake()
 
+    def latest(self, name: str) -> Event | None:
+        """The last of its kind so far."""
+        return next((event for event in reversed(self._events) if event.name == name), None)
+
     async def after(self, last: int) -> AsyncIterator[Event]:
         """Events with higher ids, those that are to come as well, until the log is closed."""
         while True:

@@ -34,6 +34,7 @@ PREFIX = "/api/v1"
 Known = Annotated[Caller, Depends(caller_of)]
 ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
 
+NAME = "native"  # in records and metrics
 router = APIRouter(prefix=PREFIX)
 
 

@@ -2,12 +2,11 @@
 
 Source of the contract: the types and the client of https://github.com/openai/openai-python. Three things
 shape this file. Its client retries 408, 409, 429 and 5xx on its own and sends no idempotency key, only the
-count of the retry: a retry is joined to the job of the first try (same caller, same body). It sends fields
-that are meant for other models: known ones are accepted and those without a meaning here ignored, unknown
-ones refused. It reads errors as {"error": {message, type, param, code}}, in a stream as well.
+count of the retry: a retry is joined to the job of the first try (same caller, same body). Programs send
+fields that are meant for other models: those without a meaning here are ignored. It reads errors as
+{"error": {message, type, param, code}}, in a stream as well.
 """
 
-import base64
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from sd35.serving.asking import Ask, make_job
-from sd35.serving.gateway import Gateway, Watch, caller_of, gateway_of, link, outcome, unless_client_leaves
+from sd35.serving.asking import Ask, make_job, model_named
+from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
 from sd35.serving.jobs import Event, JobImage, Spec
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
@@ -32,13 +31,12 @@ QUALITY = {"low": 0.5, "standard": 1.0, "medium": 1.0, "auto": 1.0, "high": 1.5,
 BUILT_IN = re.compile(r"^(gpt-image-|chatgpt-image-|dall-e-)")
 USER_ERRORS = (Problem.PROMPT_BLOCKED, Problem.OUTPUT_BLOCKED)
 
+NAME = "openai"  # in records and metrics
 router = APIRouter(prefix="/v1")
 
 
 class ImagesBody(BaseModel):
     """OpenAI's fields, and ours that `extra_body` may bring: negative_prompt, steps, scale, seed."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str
     model: str | None = None
@@ -50,10 +48,6 @@ class ImagesBody(BaseModel):
     output_compression: int | None = None
     stream: bool | None = False
     partial_images: int | None = 0
-    background: Literal["transparent", "opaque", "auto"] | None = None
-    moderation: Literal["low", "auto"] | None = None
-    style: str | None = None
-    user: str | None = None
     negative_prompt: str = ""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -67,8 +61,7 @@ async def generate(body: ImagesBody, request: Request, caller: Known) -> JSONRes
     live = await _submit(body, request, gateway, caller)
     if body.stream:
         return StreamingResponse(_stream(gateway, live, body), media_type="text/event-stream")
-    async with Watch(gateway.service, live):
-        await unless_client_leaves(request, live)
+    await drawn(request, live)
     data = [await _datum(request, live, image, body.response_format) for image in live.job.images]
     spec = live.job.spec
     answer = {"created": int(live.job.created_at), "data": data, **_facts(spec, body), "usage": _usage(spec)}
@@ -85,9 +78,7 @@ async def models(request: Request, caller: Known) -> dict[str, Any]:
 @router.get("/models/{name}")
 async def model(name: str, request: Request, caller: Known) -> dict[str, Any]:
     """One model."""
-    if name not in gateway_of(request).service.models:
-        raise ServiceError(Problem.MODEL_NOT_FOUND, f"There is no model {name!r} here.", param="model")
-    return _model(name)
+    return _model(model_named(name, gateway_of(request).settings).name)
 
 
 def render(error: ServiceError) -> JSONResponse:
@@ -121,7 +112,7 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
     if steps is None and served is not None:
         steps = max(1, round(served.variant.num_inference_steps * _share(body.quality or "auto")))
     return Ask(
-        face="openai",
+        face=NAME,
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
         model=name,
@@ -166,12 +157,7 @@ async def _datum(
     datum: dict[str, Any] = {"seed": image.seed}
     if response_format == "url":
         return {**datum, "url": link(request, image)}
-    return {**datum, "b64_json": await _base64(gateway_of(request), image)}
-
-
-async def _base64(gateway: Gateway, image: JobImage) -> str:
-    content = await gateway.service.read_picture(image.name)
-    return base64.b64encode(content).decode()
+    return {**datum, "b64_json": await picture_base64(gateway_of(request), image)}
 
 
 async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIterator[str]:
@@ -183,7 +169,7 @@ async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIte
         try:
             await outcome(live)
             for image in live.job.images:
-                yield _completed(live, await _base64(gateway, image), image, body)
+                yield _completed(live, await picture_base64(gateway, image), image, body)
         except ServiceError as error:
             yield f"data: {json.dumps({'error': _error(error)})}\n\n"
 

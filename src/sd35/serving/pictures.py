@@ -78,6 +78,16 @@ def preview_base64(raw: RawImage, output_format: str) -> str:
     return base64.b64encode(_encoded(_image(raw), output_format, PREVIEW_QUALITY)).decode()
 
 
+def blank(width: int, height: int, output_format: str) -> bytes:
+    """A grey picture, for clients that must be given one where the real one is held back."""
+    from PIL import Image
+
+    image = Image.new("RGB", (width, height), (128, 128, 128))
+    return (
+        png_bytes(image, {}, PNG_LEVEL) if output_format == "png" else _encoded(image, output_format, QUALITY)
+    )
+
+
 def media_type(name: str) -> str:
     """The MIME type of a stored file, from its name."""
     return f"image/{name.rpartition('.')[2]}"
