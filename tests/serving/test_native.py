@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 
+import pytest
 from PIL import Image
 
 from .conftest import Served, ServerFactory
@@ -123,6 +124,15 @@ def test_long_body_is_refused(served: Served) -> None:
     """A body beyond the limit is not read."""
     answer = served.client.post("/api/v1/jobs", content=b"x" * 300_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_long_body_of_untold_length_is_refused(served: Served, path: str) -> None:
+    """One that comes in pieces is refused as soon as it is too long, for that reason."""
+    pieces = iter([b'{"prompt":"', *[b"a" * 1000] * 400, b'"}'])
+    answer = served.client.post(path, content=pieces, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert "longer than" in answer.text
 
 
 def test_capabilities_tell_what_may_be_asked(served: Served) -> None:

@@ -19,7 +19,20 @@ def test_ratios_are_drawn_at_the_models_own_number_of_pixels(variant: Variant, r
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=str)
-@pytest.mark.parametrize("asked", [(1, 1), (7, 9000), (513, 511), (1000, 1000), (16_384, 16_384), (4096, 16)])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (1, 1),
+        (7, 9000),
+        (513, 511),
+        (1000, 1000),
+        (16_384, 16_384),
+        (4096, 16),
+        (10**400, 3),
+        (-(10**400), 64),
+    ],
+    ids=range(8),
+)
 def test_any_size_becomes_one_that_is_drawn(variant: Variant, asked: tuple[int, int]) -> None:
     """However large, small or odd it is."""
     width, height = fitted(*asked, variant)

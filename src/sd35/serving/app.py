@@ -217,6 +217,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(
+        error.__cause__, ServiceError
+    ):  # raised while FastAPI read the body, which it calls a bad body
+        return await _on_service_error(request, error.__cause__)
     problem = BY_STATUS.get(error.status_code, Problem.INVALID_REQUEST)
     said = ServiceError(problem, f"{request.method} {request.url.path}: {error.detail}.")
     answer = _render(request.url.path, said)

@@ -30,9 +30,11 @@ def of_ratio(ratio: str, variant: Variant) -> tuple[int, int]:
 
 def fitted(width: int, height: int, variant: Variant) -> tuple[int, int]:
     """The size nearest to this one, of the same shape, that the model can draw."""
-    shrink = min(1.0, variant.max_size / max(width, height, 1))
-    return _whole_tokens(width * shrink), _whole_tokens(height * shrink)
+    longer = max(width, height)
+    if longer > variant.max_size:  # in whole numbers: a client may send one that no float holds
+        width, height = (side * variant.max_size // longer for side in (width, height))
+    return _whole_tokens(width), _whole_tokens(height)
 
 
-def _whole_tokens(pixels: float) -> int:
-    return max(1, round(pixels / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
+def _whole_tokens(pixels: int) -> int:
+    return max(1, (pixels + PIXELS_PER_TOKEN // 2) // PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN
