@@ -125,18 +125,23 @@ def _run(gateway: Gateway, listening: socket.socket, announce: Announce) -> None
     config = uvicorn.Config(
         create_app(gateway), log_level="warning", server_header=False, timeout_graceful_shutdown=CLOSING_S
     )
-    host, port = listening.getsockname()[:2]
-    announce(f"http://{host}:{port}")
-    PatientServer(config, gateway.service).run(sockets=[listening])
+    PatientServer(config, gateway.service, announce).run(sockets=[listening])
 
 
 class PatientServer(uvicorn.Server):
     """uvicorn, which lets the running job end before it stops."""
 
-    def __init__(self, config: uvicorn.Config, service: JobService) -> None:
+    def __init__(self, config: uvicorn.Config, service: JobService, announce: Announce) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._announce = service, announce
         self._draining: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the address once somebody listens there."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            self._announce(f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops at once."""
