@@ -5,6 +5,7 @@ into SD35_HOME, when FP8 is asked for. The output's place is tried before any we
 """
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import fields
@@ -14,6 +15,7 @@ from typing import get_args
 from sd35.cli.companions import add_companions
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
+from sd35.cli.terminal import SHOWS, show
 from sd35.config import Activations, Attention, Kernels, RuntimeConfig
 from sd35.request import GenerationRequest
 
@@ -52,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="outputs", help="a .png file or a folder (default: outputs)"
     )
+    parser.add_argument(
+        "--show", choices=SHOWS, default="auto",
+        help="the pictures in the terminal; default: in terminals known to draw (Kitty's, iTerm2's or Sixel "
+        "graphics); blocks will do in any with 24-bit colour",
+    )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
@@ -125,7 +132,12 @@ def run(arguments: argparse.Namespace) -> None:
         "plan": pipeline.residence.as_dict(work),
         "peak_memory_bytes": facts.peak_memory_bytes(pipeline.device),
     }
-    print_json(report) if arguments.json else _print(report)
+    if arguments.json:
+        print_json(report)
+        return
+    for drawn in generation.images:
+        show(drawn.image, arguments.show, sys.stdout, os.environ)
+    _print(report)
 
 
 def _request(arguments: argparse.Namespace) -> GenerationRequest:
