@@ -98,6 +98,13 @@ def test_retry_after_follows_the_measured_rate() -> None:
     assert rate.retry_after_s() == 120
 
 
+def test_workers_share_the_wait() -> None:
+    """Three workers free a place three times as often, and empty a queue in a third of the time."""
+    rate = ServiceRate(workers=3)
+    rate.finished(10.0, 7.5)
+    assert (rate.retry_after_s(), rate.wait_s(40.0)) == (3, 10.0)
+
+
 def test_the_longest_wait_is_known() -> None:
     """Whatever the order in which jobs will be taken, it is the oldest one's; an empty queue has none."""
     queue = FairQueue(100, 100)

@@ -23,8 +23,9 @@ LONGEST_RETRY_S = 120  # what OpenAI's package honours at most
 
 @dataclass
 class ServiceRate:
-    """Megapixel-steps a second and seconds a job, as moving averages of what was finished."""
+    """Megapixel-steps a second and seconds a job on one worker, as moving averages of what was finished."""
 
+    workers: int = 1  # that draw at the same time
     cost_per_s: float | None = None
     job_s: float = 1.0
     _weight: float = field(default=0.2, repr=False)
@@ -37,11 +38,11 @@ class ServiceRate:
 
     def retry_after_s(self) -> int:
         """Whole seconds until a place in a full queue is free."""
-        return max(1, min(math.ceil(self.job_s), LONGEST_RETRY_S))
+        return max(1, min(math.ceil(self.job_s / self.workers), LONGEST_RETRY_S))
 
     def wait_s(self, cost: float) -> float | None:
         """Seconds that work of this cost takes, once something has been measured."""
-        return None if self.cost_per_s is None else cost / self.cost_per_s
+        return None if self.cost_per_s is None else cost / (self.cost_per_s * self.workers)
 
     def _mix(self, old: float, new: float) -> float:
         return old + self._weight * (new - old)

@@ -21,7 +21,7 @@ from sd35.errors import Sd35Error, UnavailableError
 from sd35.serving import pictures
 from sd35.serving.attendant import Attendant, Errand
 from sd35.serving.breaker import NOT_FINITE_ERROR, Breaker, Commands
-from sd35.serving.fair_queue import FairQueue
+from sd35.serving.fair_queue import FairQueue, ServiceRate
 from sd35.serving.happenings import NOT_FINITE, Began, Ended, Happening, Observers, StoreTried
 from sd35.serving.jobs import Job, JobError, JobImage, State
 from sd35.serving.keys import Caller
@@ -58,7 +58,8 @@ class JobService:
         self.storage = RecentPictures(storage)
         self.check, self._observers = check, observers or Observers()
         self.models = settings.catalogue()
-        self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key)
+        rate = ServiceRate(workers=len(settings.device_names))
+        self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key, rate)
         self._lives: dict[str, LiveJob] = {}
         self.pool = Pool(settings, commands, self, self._lives)
         self.is_draining = False
