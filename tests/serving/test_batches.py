@@ -3,6 +3,7 @@
 import time
 
 from .conftest import Served, ServerFactory
+from .test_metrics import samples
 
 
 def together(served: Served, *prompts: str, **body: object) -> list[str]:
@@ -23,6 +24,15 @@ def test_waiting_jobs_of_a_kind_are_one_batch(rough: Served) -> None:
     assert len({job["images"][0]["sha256"] for job in jobs}) == 3
     assert all(job["progress"]["done"] == job["progress"]["of"] == 28 for job in jobs)
     assert [job["attempts"] for job in jobs] == [1, 1, 1]
+
+
+def test_a_batch_is_counted_once(start_server: ServerFactory) -> None:
+    """Three jobs that are drawn together are one batch of three, for the metrics."""
+    served = start_server(rough=True)
+    for job_id in together(served, "brief", "brief 2", "a cat", n=1):
+        served.end(job_id)
+    found = samples(served.client.get("/metrics").text)
+    assert (found["sd35_batch_size_count"], found["sd35_batch_size_sum"]) == (1, 3)
 
 
 def test_cancelled_member_stops_nobody_else(rough: Served) -> None:

@@ -24,6 +24,7 @@ from sd35.serving.live import LiveJob
 from sd35.serving.logs import about
 from sd35.serving.messages import (
     Batch,
+    BatchDrawn,
     Beat,
     Cancel,
     Died,
@@ -258,6 +259,8 @@ class Attendant:
                     place = {"index": index, "picture": picture}
                     size = {"width": image.width, "height": image.height}
                     live.events.append("preview", {**place, **size, "b64_json": encoded})
+            case BatchDrawn(pictures, free, total):
+                self._books.tell(Drew(f"{self.breaker.name}:{self.worker_pid}", pictures, free, total))
             case Drawn(job_id, drawing):
                 seconds = (time.monotonic() - begin) / batch_size
                 self._keep(self.in_hand.pop(job_id), drawing, seconds)
@@ -270,8 +273,6 @@ class Attendant:
     def _keep(self, live: LiveJob, drawing: Drawing, seconds: float) -> None:
         if live.is_ending:  # cancelled too late for the worker to know
             return
-        free, total = drawing.free_vram_bytes, drawing.total_vram_bytes
-        self._books.tell(Drew(f"{self.breaker.name}:{self.worker_pid}", drawing.batch, free, total))
         self._books.queue.rate.finished(live.job.spec.cost, seconds)
         self._books.keep(live, drawing, self._loaded[live.model.name], self.breaker)
 

@@ -141,6 +141,15 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class BatchDrawn:
+    """So many pictures, of one task or of several, were drawn together; the card's memory, as in `Drawing`."""
+
+    pictures: int
+    free_vram_bytes: int | None = None
+    total_vram_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Drawn:
     """The job's task is done."""
 
@@ -173,5 +182,16 @@ class Died:
 
 
 FromWorker = (
-    Beat | Holdings | Managed | Loading | Loaded | Stepped | Preview | Drawn | Stopped | Refused | Died
+    Beat
+    | Holdings
+    | Managed
+    | Loading
+    | Loaded
+    | Stepped
+    | Preview
+    | BatchDrawn
+    | Drawn
+    | Stopped
+    | Refused
+    | Died
 )

@@ -20,6 +20,7 @@ from typing import Protocol
 from sd35.errors import Sd35Error
 from sd35.serving.messages import (
     Batch,
+    BatchDrawn,
     Beat,
     Cancel,
     Died,
@@ -213,6 +214,8 @@ class _Desk:
             return
         finally:
             self._shelf.touch(tasks[0].model)
+        any_of = drawings[0]  # what they tell of the batch, all tell
+        self._post.send(BatchDrawn(any_of.batch, any_of.free_vram_bytes, any_of.total_vram_bytes))
         for task, drawing in zip(tasks, drawings, strict=True):
             if task.job_id not in listener.stopped:
                 self._post.send(Drawn(task.job_id, drawing))
