@@ -1,9 +1,9 @@
 """From a stranger's bytes to pixels, without letting their decoder near us.
 
 The file is decoded by a process of its own (`child.py`) with bounds on its memory, its seconds and its
-answer, and what comes back is believed only as far as it can be counted. So a file that breaks its decoder, or
-keeps it busy for ever, costs one sentence. Both directions are files in memory (memfd): there is no pipe to
-fill up, and the kernel holds the child to the size of its answer.
+answer, and what comes back is believed only as far as it can be counted. So a file that breaks its decoder,
+or keeps it busy for ever, costs one sentence. Both directions are files in memory (memfd): there is no pipe
+to fill up, and the kernel holds the child to the size of its answer.
 
 PNG, JPEG and WEBP are read. EXIF's orientation is applied; transparency is laid on white; an ICC profile is
 converted to sRGB; of an animation the first frame counts; metadata is dropped.
