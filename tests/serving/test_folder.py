@@ -125,6 +125,16 @@ def test_addresses_expire(folder: FolderStorage) -> None:
         URLS.check(*_parts(folder.url("a.png", -2)))
 
 
+def test_addresses_end_on_a_grid(folder: FolderStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They live as long as was asked, up to ten minutes more, and are the same ones in between."""
+    addresses = []
+    for now in (1_200_000_001.0, 1_200_000_599.0, 1_200_000_601.0):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        addresses.append(folder.url("a.png", 3600))
+    assert addresses[0] == addresses[1] != addresses[2]
+    assert [int(_parts(address)[1]) for address in addresses] == [1_200_004_200] * 2 + [1_200_004_800]
+
+
 def test_the_secret_is_made_once_and_kept_private(tmp_path: Path) -> None:
     """Two readers get the same 32 bytes, which nobody else may read; a damaged file is named."""
     secret = read_secret(tmp_path)

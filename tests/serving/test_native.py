@@ -4,6 +4,9 @@ import hashlib
 import http.client
 import io
 import json
+import re
+import time
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from PIL import Image
@@ -114,6 +117,27 @@ def test_head_works_where_get_does(served: Served) -> None:
         head, get = served.client.head(path), served.client.get(path)
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_a_picture_is_fetched_once(served: Served) -> None:
+    """Its address stays the same, a copy lasts as long as the address, and whoever has one is told so."""
+    job_id = served.end(served.post()["id"])["id"]
+    addresses = set()
+    for _ in range(3):
+        addresses.add(served.job(job_id)["images"][0]["url"])
+        time.sleep(0.7)  # with seconds in it, an address would have changed
+    assert len(addresses) <= 2  # a grid of ten minutes may have been crossed
+    address = addresses.pop()
+    first = served.client.get(address)
+    image = served.job(job_id)["images"][0]
+    assert first.headers["etag"] == f'"{image["sha256"]}"'
+    lasts = re.fullmatch(r"private, max-age=(\d+), immutable", first.headers["cache-control"])
+    assert lasts is not None
+    ends = int(parse_qs(urlsplit(address).query)["expires"][0])
+    assert abs(time.time() + int(lasts[1]) - ends) < 10
+    again = served.client.get(address, headers={"If-None-Match": f'"other", {first.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert served.client.get(address, headers={"If-None-Match": '"other"'}).content == first.content
 
 
 def test_foreign_host_name_is_refused(served: Served) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import threading
+import time
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -27,7 +28,21 @@ def test_virtual_hosts_carry_the_bucket_once(endpoint: str) -> None:
     )
     parts = urlsplit(ObjectStorage(bucket).url("2026/a.png", 60))
     assert (parts.hostname, parts.path) == ("pictures.oss-cn-x.example", "/2026/a.png")
-    assert "X-Amz-Expires=60" in parts.query
+    life_s = int(parse_qs(parts.query)["X-Amz-Expires"][0])
+    assert 60 <= life_s <= 70  # up to a sixth more, for the grid
+
+
+def test_an_address_stays_the_same_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes apart it is the same one, so that a browser finds its copy; then there is a later one."""
+    storage = ObjectStorage(
+        Bucket(name="p", endpoint="http://s3", access_key_id="id", secret_access_key="no")
+    )
+    addresses = []
+    for now in (1_200_000_001.0, 1_200_000_599.0, 1_200_000_601.0):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        addresses.append(storage.url("a.png", 3600))
+        time.sleep(1.1)  # what the library signs with is the real time, in seconds
+    assert addresses[0] == addresses[1] != addresses[2]
 
 
 def test_paths_carry_the_bucket_elsewhere() -> None:
@@ -71,6 +86,7 @@ def test_what_is_put_is_there(s3: S3Server) -> None:
     assert [(file.name, file.size) for file in storage.files()] == [("2026/11/a.png", len(data))]
     answer = httpx2.get(storage.url("2026/11/a.png", 60))
     assert (answer.content, answer.headers["content-type"]) == (data, "image/png")
+    assert "immutable" in answer.headers["cache-control"]
 
 
 @pytest.mark.server

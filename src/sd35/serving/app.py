@@ -1,7 +1,9 @@
 """The HTTP application: faces put together, and every error in the shape of the face that it leaves by."""
 
 import asyncio
+import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +30,7 @@ from sd35.serving import (
 from sd35.serving.gateway import Gateway, Reader, gateway_of
 from sd35.serving.happenings import Refused
 from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
+from sd35.serving.page import has_current
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
@@ -114,7 +117,14 @@ async def picture(name: str, request: Request, expires: str = "", signature: str
         raise ServiceError(Problem.FORBIDDEN, str(error)) from error
     except MissingError as error:
         raise ServiceError(Problem.NOT_FOUND, "There is no such picture.") from error
-    headers = {"Cache-Control": "private, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    left_s = max(0, int(expires) - int(time.time()))
+    headers = {
+        "Cache-Control": f"private, max-age={left_s}, immutable",
+        "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if has_current(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type=media_type(name), headers=headers)
 
 

@@ -19,7 +19,7 @@ from tempfile import NamedTemporaryFile
 from urllib.parse import quote, urlencode
 
 from sd35.errors import AccessError, MissingError, OutputError
-from sd35.serving.storage import Listed, StoredFile, checked_name
+from sd35.serving.storage import Listed, StoredFile, checked_name, expiry
 
 SECRET_NAME = "url-secret"
 _ABANDONED_SECONDS = 3600.0  # no write takes this long, so a temporary file of this age has no writer
@@ -32,8 +32,8 @@ class SignedUrls:
         self._base, self._secret = base.rstrip("/"), secret
 
     def sign(self, name: str, expires_s: float) -> str:
-        """The address of a file for `expires_s` seconds from now."""
-        expires = int(time.time() + expires_s)
+        """The address of a file for `expires_s` seconds from now, or up to a sixth more."""
+        expires = expiry(expires_s)
         query = urlencode({"expires": expires, "signature": self._signature(name, expires)})
         return f"{self._base}/{quote(name)}?{query}"
 

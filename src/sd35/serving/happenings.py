@@ -56,7 +56,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Drew:
-    """A worker has drawn so many pictures in one batch; of its card's memory, what was left at the peak, and all."""
+    """A worker has drawn a batch of so many pictures; of its card's memory, what was left then, and all."""
 
     worker: str
     pictures: int

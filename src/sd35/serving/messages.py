@@ -144,7 +144,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class BatchDrawn:
-    """So many pictures, of one task or of several, were drawn together; the card's memory, as in `Drawing`."""
+    """So many pictures, of one task or of several, were drawn together; memory as in `Drawing`."""
 
     pictures: int
     free_vram_bytes: int | None = None

@@ -11,16 +11,18 @@ reports a missing bucket and a missing object alike, as FileNotFoundError: at a 
 bucket.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from sd35.errors import LibraryError, NetworkError, OutputError, RequestError
 from sd35.serving.folder import missing
-from sd35.serving.storage import Listed, StoredFile, checked_name
+from sd35.serving.storage import Listed, StoredFile, checked_name, expiry
 
 try:
     import obstore
@@ -32,6 +34,9 @@ except ImportError as error:
     ) from error
 
 _LONGEST_URL_SECONDS = 7 * 86400  # the limit of Signature V4
+_REMEMBERED_URLS = 4096  # some 2 MB
+# For whoever fetches from the store: another picture under the same name there is none.
+_CACHE_CONTROL = "private, max-age=86400, immutable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ class ObjectStorage:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._store = _connect(bucket)
+        self._presigned = lru_cache(_REMEMBERED_URLS)(self._presign)
 
     def put(self, name: str, data: bytes) -> StoredFile:
         """One PUT; OutputError if the bucket refuses or is not there, NetworkError if the store is down."""
@@ -97,9 +103,13 @@ class ObjectStorage:
 
     def url(self, name: str, expires_s: float) -> str:
         """A presigned GET; made here, without asking the store."""
-        expiry = timedelta(seconds=max(1, min(round(expires_s), _LONGEST_URL_SECONDS)))
+        return self._presigned(checked_name(name), expiry(expires_s))
+
+    def _presign(self, name: str, expires: int) -> str:
+        """An address that ends then; it tells when it was made, so only a kept one stays the same."""
+        life_s = max(1, min(round(expires - time.time()), _LONGEST_URL_SECONDS))
         with self._trouble("signed for"):
-            return obstore.sign(self._store, "GET", checked_name(name), expiry)
+            return obstore.sign(self._store, "GET", name, timedelta(seconds=life_s))
 
     def delete(self, name: str) -> None:
         """Remove an object."""
@@ -157,7 +167,8 @@ def _connect(bucket: Bucket) -> S3Store:
 
 def _attributes(name: str) -> dict[str, str]:
     kinds = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
-    return {"Content-Type": kinds.get(name.rpartition(".")[2].lower(), "application/octet-stream")}
+    kind = kinds.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+    return {"Content-Type": kind, "Cache-Control": _CACHE_CONTROL}
 
 
 def _first_line(error: Exception) -> str:

@@ -89,12 +89,12 @@ def _answer(path: str, request: Request) -> Response:
     if found is None:
         raise ServiceError(Problem.NOT_FOUND, f"There is no file {path!r} here.")
     headers = {**HEADERS, "ETag": found.etag, "Content-Security-Policy": policy(gateway_of(request))}
-    if _has_current(request.headers.get("if-none-match", ""), found.etag):
+    if has_current(request.headers.get("if-none-match", ""), found.etag):
         return Response(status_code=304, headers=headers)
     return Response(found.content, media_type=found.media_type, headers=headers)
 
 
-def _has_current(if_none_match: str, etag: str) -> bool:
+def has_current(if_none_match: str, etag: str) -> bool:
     """Whether one of the client's copies is ours; weak comparison, as RFC 9110 section 13.1.2 wants here."""
     copies = {copy.strip().removeprefix("W/") for copy in if_none_match.split(",")}
     return bool(copies & {etag, "*"})

@@ -10,7 +10,9 @@ folder.
 """
 
 import hashlib
+import math
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +20,11 @@ from typing import Protocol
 from sd35.errors import RequestError
 
 _NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}(/[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}){0,7}")
+
+
+# Addresses end at whole multiples of this many seconds, or of a sixth of their life where that is less.
+URL_GRID_S = 600.0
+_ADDRESS_SHARE = 6
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Storage(Protocol):
         """The bytes; MissingError where there are none of this name."""
 
     def url(self, name: str, expires_s: float) -> str:
-        """An address from which anyone who has it can fetch the file for this many seconds."""
+        """An address from which anyone who has it can fetch the file for this long, or a bit longer."""
 
     def delete(self, name: str) -> None:
         """Remove the file, if it is there."""
@@ -70,6 +77,16 @@ def checked_name(name: str) -> str:
             "beginning with a dot."
         )
     return name
+
+
+def expiry(expires_s: float) -> int:
+    """When an address of that life ends if it is given out now, in seconds since 1970.
+
+    Rounded up to a coarse grid: an address that is asked for again is the same one for minutes, and a browser
+    finds the copy that it has.
+    """
+    grid = max(1.0, min(URL_GRID_S, expires_s / _ADDRESS_SHARE))
+    return round(math.ceil((time.time() + expires_s) / grid) * grid)
 
 
 def retire(
