@@ -6,6 +6,7 @@ between two runs, so equal requests give equal files. Pillow is imported when a 
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROMPTS = ("prompt", "negative_prompt")
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+KEYWORD = "sd35"
 
 
 def recipe_of(
@@ -54,7 +57,40 @@ def png_bytes(image: "Image", recipe: dict[str, Any], compress_level: int = 6) -
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("sd35", json.dumps(recipe, ensure_ascii=False))
+    info.add_itxt(KEYWORD, json.dumps(recipe, ensure_ascii=False))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
     return buffer.getvalue()
+
+
+def recipe_in(data: bytes) -> dict[str, Any] | None:
+    """The recipe that a PNG file carries, None where it has none of ours; no pixel is decoded."""
+    for kind, body in _chunks(data):
+        text = _text(kind, body)
+        if text is not None:
+            try:
+                recipe = json.loads(text)
+            except ValueError:
+                return None
+            return recipe if isinstance(recipe, dict) else None
+    return None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and body of each chunk, as far as they are whole. https://www.w3.org/TR/png-3/#5Chunk-layout"""
+    place = len(SIGNATURE) if data.startswith(SIGNATURE) else len(data)
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
+        place += 12 + size
+
+
+def _text(kind: bytes, body: bytes) -> str | None:
+    """What stands in a chunk under our keyword; programs that write the file again may turn iTXt to tEXt."""
+    keyword, _, rest = body.partition(b"\0")
+    if keyword != KEYWORD.encode() or kind not in (b"iTXt", b"tEXt"):
+        return None
+    if kind == b"tEXt":
+        return rest.decode("latin-1")
+    is_compressed, words = rest[:1] != b"\0", rest[2:].split(b"\0", 2)  # language, translated keyword, text
+    return None if is_compressed or len(words) < 3 else words[2].decode(errors="replace")

@@ -195,15 +195,6 @@ def _progress(client: webuiapi.WebUIApi, wanted: Any) -> dict[str, Any]:
     raise AssertionError("it never came")
 
 
-def test_img2img_is_refused(client: webuiapi.WebUIApi) -> None:
-    """With the reason, in the place where clients look for it."""
-    with pytest.raises(RuntimeError) as caught:
-        client.img2img(images=[Image.new("RGB", (64, 64))], prompt="a fox")
-    status, body = caught.value.args
-    assert (status, json.loads(body)["error"]) == (400, "invalid_request")
-    assert "draws from text alone" in json.loads(body)["detail"]
-
-
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [

@@ -25,6 +25,7 @@ from sd35.serving import (
     operations,
     page,
     sdapi_face,
+    sdapi_listings,
     stability_face,
 )
 from sd35.serving.gateway import Gateway, Reader, gateway_of
@@ -38,12 +39,13 @@ from sd35.serving.uploads import LIMITS
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
 PICTURE_BODY_LIMIT = LIMITS.file_bytes * 4 // 3 + BODY_LIMIT  # base64 takes four bytes for three
-PICTURE_PATHS = native.PICTURE_PATHS  # where bodies may hold a picture
 STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
 # Who answers under which path, errors included; all other paths speak as the native face does.
 FOREIGN_FACES = {face.router.prefix: face for face in (openai_face, sdapi_face, stability_face)}
+# Where bodies may hold a picture.
+PICTURE_PATHS = tuple(path for face in (native, *FOREIGN_FACES.values()) for path in face.PICTURE_PATHS)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.state.assets = page.read_assets()
     app.state.desks = {}
-    for room in (page, native, gallery, model_routes, operations, *FOREIGN_FACES.values()):
+    for room in (page, native, gallery, model_routes, operations, *FOREIGN_FACES.values(), sdapi_listings):
         app.include_router(room.router)
     plain: dict[str, Callable[..., Any]] = {
         "/livez": livez,

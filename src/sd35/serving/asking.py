@@ -21,6 +21,9 @@ from sd35.serving.uploads import Upload
 from sd35.variants import Variant
 
 MAX_PREVIEWS = 3
+NO_MASK = (
+    "This server draws whole pictures and can't keep parts of one: leave the mask out, and use strength."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,15 @@ import json
 import time
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from sd35 import __version__
+from sd35.png import recipe_in
 from sd35.serving.jobs import Job, Spec
 
 SAMPLER = "Euler"
 SCHEDULER = "Automatic"
+_ENCODER = "t5"  # whose text stands for all three, where they differ
 
 
 def info_of(job: Job, batch_size: int) -> str:
@@ -39,6 +43,7 @@ def info_of(job: Job, batch_size: int) -> str:
             "batch_size": batch_size,
             "sd_model_name": spec.model,
             "infotexts": [infotext(spec, seed) for seed in seeds],
+            "denoising_strength": spec.strength,
             "job_timestamp": time.strftime("%Y%m%d%H%M%S", begun),
             "version": f"sd35 {__version__}",
             **_NOT_HERE,
@@ -56,7 +61,6 @@ _NOT_HERE: dict[str, Any] = {
     "sd_vae_hash": None,
     "seed_resize_from_w": -1,
     "seed_resize_from_h": -1,
-    "denoising_strength": None,
     "extra_generation_params": {},
     "index_of_first_image": 0,
     "styles": [],
@@ -67,19 +71,75 @@ _NOT_HERE: dict[str, Any] = {
 
 def infotext(spec: Spec, seed: int) -> str:
     """Prompt, negative prompt and settings of one picture, as people paste them."""
-    settings = {
-        "Steps": spec.num_inference_steps,
-        "Sampler": SAMPLER,
-        "Schedule type": SCHEDULER,
-        "CFG scale": f"{spec.guidance_scale:g}",
-        "Seed": seed,
-        "Size": f"{spec.width}x{spec.height}",
+    begun = {} if spec.strength is None else {"Denoising strength": f"{spec.strength:g}"}
+    pairs = {
+        **_pairs(spec.num_inference_steps, spec.guidance_scale, seed, spec.width, spec.height),
         "Model": spec.model,
+        **begun,
         "Version": f"sd35 {__version__}",
     }
-    negative = [f"Negative prompt: {spec.negative_prompt}"] if spec.negative_prompt else []
-    last = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
-    return "\n".join([spec.prompt, *negative, last]).strip()
+    return _written(spec.prompt, spec.negative_prompt, pairs)
+
+
+class _Settings(BaseModel):
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+
+
+class Recipe(BaseModel):
+    """Of the recipe in a PNG file, what an infotext tells."""
+
+    seed: int
+    settings: _Settings
+    checkpoint_sha256: str
+    version: str
+    prompt: dict[str, str] = {}
+    negative_prompt: dict[str, str] = {}
+    strength: float | None = None
+
+    @property
+    def pairs(self) -> dict[str, Any]:
+        """The settings, by AUTOMATIC1111's names."""
+        own = self.settings
+        begun = {} if self.strength is None else {"Denoising strength": f"{self.strength:g}"}
+        return {
+            **_pairs(own.num_inference_steps, own.guidance_scale, self.seed, own.width, own.height),
+            "Model hash": self.checkpoint_sha256[:10],
+            **begun,
+            "Version": f"sd35 {self.version}",
+        }
+
+    @property
+    def text(self) -> str:
+        """As `infotext`; the prompts are there where the file has them."""
+        return _written(self.prompt.get(_ENCODER, ""), self.negative_prompt.get(_ENCODER, ""), self.pairs)
+
+
+def recipe_of_file(data: bytes) -> Recipe | None:
+    """The recipe in one of our PNG files, None for every other file."""
+    try:
+        return Recipe.model_validate(recipe_in(data))
+    except ValidationError:
+        return None
+
+
+def _pairs(steps: int, guidance: float, seed: int, width: int, height: int) -> dict[str, Any]:
+    return {
+        "Steps": steps,
+        "Sampler": SAMPLER,
+        "Schedule type": SCHEDULER,
+        "CFG scale": f"{guidance:g}",
+        "Seed": seed,
+        "Size": f"{width}x{height}",
+    }
+
+
+def _written(prompt: str, negative_prompt: str, pairs: dict[str, Any]) -> str:
+    negative = [f"Negative prompt: {negative_prompt}"] if negative_prompt else []
+    last = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items())
+    return "\n".join([prompt, *negative, last]).strip()
 
 
 def _quoted(value: str) -> str:

@@ -7,20 +7,22 @@ fields that are meant for other models: those without a meaning here are ignored
 {"error": {message, type, param, code}}, in a stream as well.
 """
 
-import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from sd35.serving.asking import Ask, make_job, model_named
+from sd35.request import STRENGTH
+from sd35.serving.asking import NO_MASK, Ask, make_job, model_named
 from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
-from sd35.serving.jobs import Event, JobImage, Spec
+from sd35.serving.jobs import JobImage
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
+from sd35.serving.openai_shapes import completed, error_shape, event_of_error, facts, partial, usage
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import ServerSettings
 
@@ -29,10 +31,12 @@ Known = Annotated[Caller, Depends(caller_of)]
 QUALITY = {"low": 0.5, "standard": 1.0, "medium": 1.0, "auto": 1.0, "high": 1.5, "hd": 1.5}
 # Names that clients have built in; here they mean the first model.
 BUILT_IN = re.compile(r"^(gpt-image-|chatgpt-image-|dall-e-)")
-USER_ERRORS = (Problem.PROMPT_BLOCKED, Problem.OUTPUT_BLOCKED)
+# How much of the picture may go, where a client asks for fidelity to it.
+FIDELITY = {"low": 0.75, "high": 0.45}
 
 NAME = "openai"  # in records and metrics
 router = APIRouter(prefix="/v1")
+PICTURE_PATHS = ("/v1/images/edits",)  # where bodies may hold a picture
 
 
 class ImagesBody(BaseModel):
@@ -54,18 +58,38 @@ class ImagesBody(BaseModel):
     seed: int | None = None
 
 
+class EditsForm(ImagesBody):
+    """The same fields in a form, with a picture; clients call it `image[]` where they could send several."""
+
+    image: UploadFile | None = None
+    images: Annotated[list[UploadFile], Field(alias="image[]")] = []
+    mask: UploadFile | None = None
+    input_fidelity: Literal["low", "high"] | None = None
+    strength: float | None = None
+
+
 @router.post("/images/generations", response_model=None)
 async def generate(body: ImagesBody, request: Request, caller: Known) -> JSONResponse | StreamingResponse:
     """Draw, and answer with the pictures; with `stream` as events on the way."""
+    return await _answer(_ask(body, gateway_of(request).settings), body, request, caller)
+
+
+@router.post("/images/edits", response_model=None)
+async def edit(
+    form: Annotated[EditsForm, Form(media_type="multipart/form-data")], request: Request, caller: Known
+) -> JSONResponse | StreamingResponse:
+    """Draw, beginning with a picture: the prompt describes the result, it is not an instruction."""
     gateway = gateway_of(request)
-    live = await _submit(body, request, gateway, caller)
-    if body.stream:
-        return StreamingResponse(_stream(gateway, live, body), media_type="text/event-stream")
-    await drawn(request, live)
-    data = [await _datum(request, live, image, body.response_format) for image in live.job.images]
-    spec = live.job.spec
-    answer = {"created": int(live.job.created_at), "data": data, **_facts(spec, body), "usage": _usage(spec)}
-    return JSONResponse(answer, headers={"x-request-id": live.job.id})
+    if form.mask is not None:
+        raise ServiceError(Problem.INVALID_REQUEST, NO_MASK, param="mask")
+    sent = [one for one in (form.image, *form.images) if one is not None]
+    if len(sent) != 1:
+        raise ServiceError(
+            Problem.INVALID_REQUEST, f"image: {len(sent)} pictures came, and one is needed.", param="image"
+        )
+    ask = _ask(form, gateway.settings)
+    begin = await gateway.uploads.accept(await sent[0].read())
+    return await _answer(replace(ask, image=begin, strength=_strength(form)), form, request, caller)
 
 
 @router.get("/models")
@@ -83,11 +107,26 @@ async def model(name: str, request: Request, caller: Known) -> dict[str, Any]:
 
 def render(error: ServiceError) -> JSONResponse:
     """A problem in this face's shape."""
-    return JSONResponse({"error": _error(error)}, error.problem.status, error.headers())
+    return JSONResponse({"error": error_shape(error)}, error.problem.status, error.headers())
 
 
-async def _submit(body: ImagesBody, request: Request, gateway: Gateway, caller: Caller) -> LiveJob:
-    job = make_job(_ask(body, gateway.settings), caller, gateway.settings, gateway.policy)
+async def _answer(
+    ask: Ask, body: ImagesBody, request: Request, caller: Caller
+) -> JSONResponse | StreamingResponse:
+    gateway = gateway_of(request)
+    live = await _submit(ask, request, gateway, caller)
+    if body.stream:
+        return StreamingResponse(_stream(gateway, live, body.quality), media_type="text/event-stream")
+    await drawn(request, live)
+    data = [await _datum(request, live, image, body.response_format) for image in live.job.images]
+    spec = live.job.spec
+    told = {**facts(spec, body.quality), "usage": usage(spec)}
+    answer = {"created": int(live.job.created_at), "data": data, **told}
+    return JSONResponse(answer, headers={"x-request-id": live.job.id})
+
+
+async def _submit(ask: Ask, request: Request, gateway: Gateway, caller: Caller) -> LiveJob:
+    job = make_job(ask, caller, gateway.settings, gateway.policy)
     if request.headers.get("x-stainless-retry-count", "0") != "0":
         earlier = gateway.service.unfinished_twin(job)
         if earlier is not None:
@@ -128,6 +167,12 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
     )
 
 
+def _strength(form: EditsForm) -> float:
+    if form.strength is not None:
+        return form.strength
+    return STRENGTH if form.input_fidelity is None else FIDELITY[form.input_fidelity]
+
+
 def _size(size: str) -> tuple[int | None, int | None]:
     if size == "auto":
         return None, None
@@ -160,85 +205,18 @@ async def _datum(
     return {**datum, "b64_json": await picture_base64(gateway_of(request), image)}
 
 
-async def _stream(gateway: Gateway, live: LiveJob, body: ImagesBody) -> AsyncIterator[str]:
+async def _stream(gateway: Gateway, live: LiveJob, quality: str | None) -> AsyncIterator[str]:
     """Unfinished pictures as they come, then each finished one; a failure is an event like any other."""
     async with Watch(gateway.service, live):
         async for event in live.events.after(0):
             if event.name == "preview" and event.data["picture"] == 0:
-                yield _partial(live, event, body)
+                yield partial(live, event, quality)
         try:
             await outcome(live)
             for image in live.job.images:
-                yield _completed(live, await picture_base64(gateway, image), image, body)
+                yield completed(live, await picture_base64(gateway, image), image, quality)
         except ServiceError as error:
-            yield f"data: {json.dumps({'error': _error(error)})}\n\n"
-
-
-def _partial(live: LiveJob, event: Event, body: ImagesBody) -> str:
-    name = "image_generation.partial_image"
-    data = {
-        "type": name,
-        "b64_json": event.data["b64_json"],
-        "partial_image_index": event.data["index"],
-        "created_at": event.id // 1_000_000,
-        **_facts(live.job.spec, body),
-        "size": f"{event.data['width']}x{event.data['height']}",
-    }
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
-
-
-def _completed(live: LiveJob, content: str, image: JobImage, body: ImagesBody) -> str:
-    name, spec = "image_generation.completed", live.job.spec
-    data = {
-        "type": name,
-        "b64_json": content,
-        "created_at": int(live.job.finished_at or 0),
-        "seed": image.seed,
-        **_facts(spec, body),
-        "usage": _usage(spec),
-    }
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
-
-
-def _facts(spec: Spec, body: ImagesBody) -> dict[str, Any]:
-    """What was drawn, as it was drawn: `size` is never the word auto."""
-    quality = {"hd": "high", "standard": "medium", "auto": "medium"}.get(body.quality or "auto", body.quality)
-    return {
-        "size": f"{spec.width}x{spec.height}",
-        "quality": quality,
-        "background": "opaque",
-        "output_format": spec.output_format,
-    }
-
-
-def _usage(spec: Spec) -> dict[str, Any]:
-    """Tokens, as the transformer counts them: 16 x 16 pixels are one; texts are not counted."""
-    drawn = spec.width * spec.height // 256 * spec.n
-    nothing = {"image_tokens": 0, "text_tokens": 0}
-    return {
-        "input_tokens": 0,
-        "output_tokens": drawn,
-        "total_tokens": drawn,
-        "input_tokens_details": nothing,
-    }
-
-
-def _error(error: ServiceError) -> dict[str, Any]:
-    problem = error.problem
-    details = dict(error.details)
-    shape = {"message": str(error), "type": _type(problem), "param": details.pop("param", None)}
-    code = "moderation_blocked" if problem in USER_ERRORS else problem.code
-    return {**shape, "code": code, **details}
-
-
-def _type(problem: Problem) -> str:
-    if problem in USER_ERRORS:
-        return "image_generation_user_error"
-    if problem.status == 401:
-        return "authentication_error"
-    if problem.status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if problem.status < 499 else "server_error"
+            yield event_of_error(error)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The face of AUTOMATIC1111's web UI (/sdapi/v1), as far as its clients need it to draw from text.
+"""The face of AUTOMATIC1111's web UI (/sdapi/v1), as far as its clients need it to draw.
 
 Source of the contract: `modules/api/{api,models}.py` and `modules/processing.py` of
 https://github.com/AUTOMATIC1111/stable-diffusion-webui, and what clients read of it. That program has one
@@ -8,42 +8,31 @@ oldest. Fields that we don't know are ignored, and so are samplers: Euler's meth
 all, and `info` says so. Sizes are brought to the nearest that the model can draw; `info` has those as well.
 """
 
+import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from sd35.serving.asking import MAX_PREVIEWS, Ask, model_named
+from sd35.request import STRENGTH, size_for
+from sd35.serving.asking import MAX_PREVIEWS, NO_MASK, Ask, model_named
 from sd35.serving.gateway import Known, drawn, gateway_of, picture_base64, submit
-from sd35.serving.infotext import SAMPLER, SCHEDULER, info_of
+from sd35.serving.infotext import info_of
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.model_routes import Admin
+from sd35.serving.native import from_base64
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model
 from sd35.serving.sizes import fitted
 
 CHECKPOINT = "sd_model_checkpoint"
-# What clients list before they draw, and there is none of here.
-EMPTY: dict[str, Any] = {
-    "upscalers": [],
-    "latent-upscale-modes": [],
-    "sd-vae": [],
-    "loras": [],
-    "hypernetworks": [],
-    "face-restorers": [],
-    "realesrgan-models": [],
-    "prompt-styles": [],
-    "embeddings": {"loaded": {}, "skipped": {}},
-    "scripts": {"txt2img": [], "img2img": []},
-    "cmd-flags": {},
-}
-
 NAME = "sdapi"  # in records and metrics
 router = APIRouter(prefix="/sdapi/v1")
+PICTURE_PATHS = ("/sdapi/v1/img2img", "/sdapi/v1/png-info")  # where bodies may hold a picture
 
 
 class Txt2Img(BaseModel):
@@ -60,6 +49,14 @@ class Txt2Img(BaseModel):
     n_iter: int | None = None
     send_images: bool | None = None
     override_settings: dict[str, Any] | None = None
+
+
+class Img2Img(Txt2Img):
+    """The same, and what to begin with; `mask` is here to be refused rather than overlooked."""
+
+    init_images: list[str]
+    denoising_strength: float | None = None
+    mask: Any = None
 
 
 @dataclass
@@ -82,25 +79,27 @@ class Desk:
 @router.post("/txt2img")
 async def txt2img(body: Txt2Img, request: Request, caller: Known) -> dict[str, Any]:
     """Draw, and answer with the pictures and all that is known about them."""
-    gateway, desk = gateway_of(request), _desk(request, caller)
-    live = await submit(_ask(body, _model(body, desk, request)), gateway, caller)
-    desk.take(live)
-    await drawn(request, live)
-    sent = live.job.images if body.send_images is not False else []
-    return {
-        "images": [await picture_base64(gateway, image) for image in sent],
-        "parameters": body.model_dump(),
-        "info": info_of(live.job, body.batch_size or 1),
-    }
+    model = _model(body, _desk(request, caller), request)
+    return await _drawn(_ask(body, model, None), body, request, caller)
 
 
 @router.post("/img2img")
-async def img2img(request: Request, caller: Known) -> None:
-    """Refused: there is nothing here that could start from a picture."""
-    raise ServiceError(
-        Problem.INVALID_REQUEST,
-        "img2img is not to be had here: this server draws from text alone, so use txt2img.",
-    )
+async def img2img(body: Img2Img, request: Request, caller: Known) -> dict[str, Any]:
+    """Draw, beginning with a picture."""
+    if body.mask is not None:
+        raise ServiceError(Problem.INVALID_REQUEST, NO_MASK, param="mask")
+    if len(body.init_images) != 1:
+        count = len(body.init_images)
+        raise ServiceError(
+            Problem.INVALID_REQUEST, f"init_images has {count} pictures: give one.", param="init_images"
+        )
+    gateway, desk = gateway_of(request), _desk(request, caller)
+    model = _model(body, desk, request)
+    data = await asyncio.to_thread(from_base64, body.init_images[0])
+    begin = await gateway.uploads.accept(data)
+    ask = replace(_ask(body, model, (begin.width, begin.height)), image=begin, strength=_strength(body))
+    answer = await _drawn(ask, body, request, caller)
+    return {**answer, "parameters": {**answer["parameters"], "init_images": None}}
 
 
 @router.get("/progress")
@@ -170,37 +169,17 @@ async def reload_checkpoint(request: Request, caller: Admin) -> dict[str, Any]:
     return {}
 
 
-@router.get("/sd-models")
-async def sd_models(request: Request, caller: Known) -> list[dict[str, Any]]:
-    """The models, each under its plain name."""
-    return [_checkpoint(model) for model in gateway_of(request).service.models.values()]
-
-
-@router.post("/refresh-checkpoints")
-async def refresh_checkpoints(caller: Known) -> None:
-    """Nothing to do: the models are those that the server was started with."""
-
-
-@router.get("/samplers")
-async def samplers(caller: Known) -> list[dict[str, Any]]:
-    """The one there is."""
-    return [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}]
-
-
-@router.get("/schedulers")
-async def schedulers(caller: Known) -> list[dict[str, Any]]:
-    """The one there is: the model's own."""
-    name = SCHEDULER
-    row = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
-    return [{"name": name.lower(), "label": name, **row}]
-
-
-@router.get("/{listing}")
-async def nothing(listing: str, caller: Known) -> Any:
-    """An empty list, of what there is none of."""
-    if listing not in EMPTY:
-        raise ServiceError(Problem.NOT_FOUND, f"There is no {router.prefix}/{listing} on this server.")
-    return EMPTY[listing]
+async def _drawn(ask: Ask, body: Txt2Img, request: Request, caller: Caller) -> dict[str, Any]:
+    gateway, desk = gateway_of(request), _desk(request, caller)
+    live = await submit(ask, gateway, caller)
+    desk.take(live)
+    await drawn(request, live)
+    sent = live.job.images if body.send_images is not False else []
+    return {
+        "images": [await picture_base64(gateway, image) for image in sent],
+        "parameters": body.model_dump(),
+        "info": info_of(live.job, body.batch_size or 1),
+    }
 
 
 def render(error: ServiceError) -> JSONResponse:
@@ -223,9 +202,14 @@ def _model(body: Txt2Img, desk: Desk, request: Request) -> Model:
     return model_named(None if not name else str(name), gateway_of(request).settings)
 
 
-def _ask(body: Txt2Img, model: Model) -> Ask:
+def _strength(body: Img2Img) -> float:
+    return STRENGTH if body.denoising_strength is None else body.denoising_strength
+
+
+def _ask(body: Txt2Img, model: Model, shape: tuple[int, int] | None) -> Ask:
+    """`shape` is that of the picture to begin with, if there is one."""
     variant = model.variant
-    width, height = body.width or variant.native_size, body.height or variant.native_size
+    width, height = size_for(shape, body.width or None, body.height or None, variant)
     if min(width, height) < 1:
         raise ServiceError(
             Problem.INVALID_REQUEST, f"A picture can't be {width}x{height}: give pixels above 0."
@@ -244,11 +228,6 @@ def _ask(body: Txt2Img, model: Model) -> Ask:
         previews=MAX_PREVIEWS,
         n=(body.batch_size or 1) * (body.n_iter or 1),
     )
-
-
-def _checkpoint(model: Model) -> dict[str, Any]:
-    names = dict.fromkeys(("title", "model_name", "filename"), model.name)
-    return {**names, "hash": None, "sha256": None, "config": None}
 
 
 def _timestamp(since: float | None) -> str:

@@ -4,19 +4,22 @@ Source of the contract: the TypeScript rendering of Stability's OpenAPI document
 https://github.com/tadasant/mcp-server-stability-ai (`src/stabilityAi/types.ts`, 2025-06). Its ways that are
 not ours: seed 0 means any; the picture comes as bytes with its facts in headers, or as JSON with the facts
 beside it; a refused prompt is 403 `content_moderation`; and a picture that was held back is no error, but a
-picture without content and the reason CONTENT_FILTERED. Fields that we don't know are ignored.
+picture without content and the reason CONTENT_FILTERED. Its strength is ours: near 0 the picture stays as it
+is, at 1 nothing is left of it; 0 itself is refused. Fields that we don't know are ignored.
 """
 
 import base64
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from sd35.request import STRENGTH
 from sd35.serving.asking import Ask, model_named
-from sd35.serving.gateway import Known, drawn, gateway_of, submit
+from sd35.serving.gateway import Gateway, Known, drawn, gateway_of, submit
 from sd35.serving.pictures import blank
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model, ServerSettings
@@ -41,10 +44,11 @@ NAMES = {
 
 NAME = "stability"  # in records and metrics
 router = APIRouter(prefix="/v2beta")
+PICTURE_PATHS = ("/v2beta/stable-image/generate/sd3",)  # where bodies may hold a picture
 
 
 class Sd3Form(BaseModel):
-    """The form's fields; `image` and `strength` are here to be refused rather than overlooked."""
+    """The form's fields."""
 
     prompt: str
     mode: Literal["text-to-image", "image-to-image"] = "text-to-image"
@@ -54,8 +58,8 @@ class Sd3Form(BaseModel):
     seed: int = 0
     output_format: str = "png"
     cfg_scale: float | None = None
-    image: Any = None
-    strength: Any = None
+    image: UploadFile | None = None
+    strength: float | None = None
 
 
 @router.post("/stable-image/generate/sd3", response_model=None)
@@ -65,7 +69,8 @@ async def generate(
     """Draw one picture: bytes, or JSON for a client that accepts `application/json`."""
     gateway = gateway_of(request)
     model = _model(form.model, gateway.settings)
-    live = await submit(_ask(form, model), gateway, caller)
+    begin = await _image(form, gateway)
+    live = await submit(replace(_ask(form, model), **begin), gateway, caller)
     spec = live.job.spec
     try:
         await drawn(request, live)
@@ -110,10 +115,6 @@ def _model(name: str | None, settings: ServerSettings) -> Model:
 
 
 def _ask(form: Sd3Form, model: Model) -> Ask:
-    if form.mode == "image-to-image" or form.image is not None:
-        raise _invalid(
-            "mode", "this server draws from text alone, so ask for text-to-image and send no image"
-        )
     if form.aspect_ratio not in RATIOS:
         raise _invalid("aspect_ratio", f"{form.aspect_ratio!r} is none of {', '.join(RATIOS)}")
     width, height = of_ratio(form.aspect_ratio, model.variant)
@@ -128,6 +129,19 @@ def _ask(form: Sd3Form, model: Model) -> Ask:
         seed=form.seed or None,
         output_format=form.output_format,
     )
+
+
+async def _image(form: Sd3Form, gateway: Gateway) -> dict[str, Any]:
+    """What image-to-image changes of an `Ask`: the picture has its own shape, so aspect_ratio is not read."""
+    if form.mode == "text-to-image":
+        if form.image is not None:
+            raise _invalid("image", "with mode text-to-image nothing begins with it: say image-to-image")
+        return {}
+    if form.image is None:
+        raise _invalid("image", "image-to-image begins with a picture: send it as a file")
+    begin = await gateway.uploads.accept(await form.image.read())
+    strength = STRENGTH if form.strength is None else form.strength
+    return {"image": begin, "strength": strength, "width": None, "height": None}
 
 
 def _invalid(field: str, why: str) -> ServiceError:

@@ -1,0 +1,105 @@
+"""What clients of AUTOMATIC1111's API ask for beside drawing: lists, memory, and what is in a PNG file."""
+
+import asyncio
+import os
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from sd35.serving.gateway import Known, gateway_of
+from sd35.serving.infotext import SAMPLER, SCHEDULER, recipe_of_file
+from sd35.serving.native import from_base64
+from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.settings import Model
+
+# What clients list before they draw, and there is none of here.
+EMPTY: dict[str, Any] = {
+    "upscalers": [],
+    "latent-upscale-modes": [],
+    "sd-vae": [],
+    "loras": [],
+    "hypernetworks": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "prompt-styles": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "scripts": {"txt2img": [], "img2img": []},
+    "cmd-flags": {},
+}
+
+router = APIRouter(prefix="/sdapi/v1")
+
+
+class PngInfo(BaseModel):
+    """A file in base64, bare or as a `data:` URL."""
+
+    image: str
+
+
+@router.post("/png-info")
+async def png_info(body: PngInfo, caller: Known) -> dict[str, Any]:
+    """How a picture of ours was made; every other file is answered with nothing."""
+    recipe = recipe_of_file(await asyncio.to_thread(from_base64, body.image))
+    if recipe is None:
+        return {"info": "", "items": {}, "parameters": {}}
+    return {"info": recipe.text, "items": {"parameters": recipe.text}, "parameters": recipe.pairs}
+
+
+@router.get("/memory")
+async def memory(request: Request, caller: Known) -> dict[str, Any]:
+    """The machine's memory, and that of the cards as their last tasks left it; in bytes."""
+    cards = gateway_of(request).watch.cards.view()
+    return {
+        "ram": _ram(),
+        "cuda": {"error": "nothing was drawn on a card yet"} if cards is None else _cuda(cards),
+    }
+
+
+@router.get("/sd-models")
+async def sd_models(request: Request, caller: Known) -> list[dict[str, Any]]:
+    """The models, each under its plain name."""
+    return [_checkpoint(model) for model in gateway_of(request).service.models.values()]
+
+
+@router.post("/refresh-checkpoints")
+async def refresh_checkpoints(caller: Known) -> None:
+    """Nothing to do: the models are those that the server was started with."""
+
+
+@router.get("/samplers")
+async def samplers(caller: Known) -> list[dict[str, Any]]:
+    """The one there is."""
+    return [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}]
+
+
+@router.get("/schedulers")
+async def schedulers(caller: Known) -> list[dict[str, Any]]:
+    """The one there is: the model's own."""
+    name = SCHEDULER
+    row = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
+    return [{"name": name.lower(), "label": name, **row}]
+
+
+@router.get("/{listing}")
+async def nothing(listing: str, caller: Known) -> Any:
+    """An empty list, of what there is none of."""
+    if listing not in EMPTY:
+        raise ServiceError(Problem.NOT_FOUND, f"There is no {router.prefix}/{listing} on this server.")
+    return EMPTY[listing]
+
+
+def _checkpoint(model: Model) -> dict[str, Any]:
+    names = dict.fromkeys(("title", "model_name", "filename"), model.name)
+    return {**names, "hash": None, "sha256": None, "config": None}
+
+
+def _ram() -> dict[str, int]:
+    page, names = os.sysconf("SC_PAGE_SIZE"), ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+    free, total = (os.sysconf(name) * page for name in names)
+    return {"free": free, "used": total - free, "total": total}
+
+
+def _cuda(cards: dict[str, Any]) -> dict[str, Any]:
+    used, total = cards["used_bytes"], cards["total_bytes"]
+    return {"system": {"free": total - used, "used": used, "total": total}}
