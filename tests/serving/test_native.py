@@ -65,7 +65,7 @@ def test_put_is_idempotent(served: Served) -> None:
     again = served.client.put("/api/v1/jobs/mine-1", json=body).json()
     other = served.client.put("/api/v1/jobs/mine-1", json={**body, "prompt": "a cat"})
     assert (again["id"], again["attempts"]) == (first["id"], 1)
-    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_conflict")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
 
 
 def test_list_pages_without_gap_or_repeat(served: Served) -> None:

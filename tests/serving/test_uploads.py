@@ -146,7 +146,7 @@ def test_put_with_a_picture_is_idempotent(served: Served) -> None:
     first = served.client.put("/api/v1/jobs/drawn-from", json=body).json()
     assert served.client.put("/api/v1/jobs/drawn-from", json=body).json()["id"] == first["id"]
     other = in_base64(sent(Image.new("RGB", (90, 60), "blue")))
-    assert served.client.put("/api/v1/jobs/drawn-from", json={**body, "image": other}).status_code == 422
+    assert served.client.put("/api/v1/jobs/drawn-from", json={**body, "image": other}).status_code == 409
 
 
 def test_an_acknowledged_upload_survives_its_server(start_server: ServerFactory, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
 from sd35.errors import AccessError, MissingError, Sd35Error, UnavailableError
 from sd35.serving import (
+    contract,
     gallery,
     model_routes,
     native,
@@ -32,7 +34,7 @@ from sd35.serving.gateway import Gateway, Reader, gateway_of
 from sd35.serving.happenings import Refused
 from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from sd35.serving.page import has_current
-from sd35.serving.pictures import media_type
+from sd35.serving.pictures import PICTURE_TYPES, media_type
 from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
 from sd35.serving.uploads import LIMITS
@@ -76,8 +78,18 @@ def create_app(gateway: Gateway) -> FastAPI:
         "/metrics": metrics,
         "/files/{name}": picture,
     }
+    kinds: dict[str, list[str]] = {"/metrics": [METRICS_TYPE], "/files/{name}": list(PICTURE_TYPES)}
     for path, route in plain.items():
-        app.add_api_route(path, route, methods=["GET"], response_model=None)
+        content: dict[str, Any] = {kind: {} for kind in kinds.get(path, ["application/json"])}
+        app.add_api_route(
+            path,
+            route,
+            methods=["GET"],
+            response_model=None,
+            response_class=Response if path in kinds else JSONResponse,
+            responses={200: {"content": content}},
+        )
+    contract.complete(app, gateway)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=_hosts(gateway), www_redirect=False)
@@ -242,7 +254,17 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     said = ServiceError(problem, f"{request.method} {request.url.path}: {error.detail}.")
     answer = _render(request.url.path, said)
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_methods(request))
     return answer
+
+
+def _methods(request: Request) -> list[str]:
+    """All that this path knows; a route that refuses a method knows only its own."""
+    app: FastAPI = request.app
+    here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    found = {method for route in here if isinstance(route, Route) for method in route.methods or ()}
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

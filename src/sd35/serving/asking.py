@@ -21,6 +21,7 @@ from sd35.serving.uploads import Upload
 from sd35.variants import Variant
 
 MAX_PREVIEWS = 3
+LONGEST_DEADLINE_S = 7 * 86_400
 NO_MASK = (
     "This server draws whole pictures and can't keep parts of one: leave the mask out, and use strength."
 )
@@ -120,7 +121,7 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
         raise _invalid("previews", ask.previews, f"give 0 to {MAX_PREVIEWS}")
     if ask.strength is not None:
         _check_strength(ask.strength, ask.image)
-    if ask.deadline_s is not None and not 0 < ask.deadline_s <= 7 * 86_400:
+    if ask.deadline_s is not None and not 0 < ask.deadline_s <= LONGEST_DEADLINE_S:
         raise _invalid("deadline_s", ask.deadline_s, "give seconds above 0, a week at most")
     if ask.webhook_url is not None:
         try:
@@ -132,10 +133,16 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
 def _check_strength(strength: float, image: Upload | None) -> None:
     if image is None:
         raise _invalid("strength", strength, "it says how much of an image may go, so give an image too")
+    strength_checked(strength)
+
+
+def strength_checked(strength: float) -> float:
+    """The strength itself; ServiceError where there is none such."""
     try:
         check_strength(strength)
     except RequestError as error:
         raise ServiceError(Problem.INVALID_REQUEST, str(error), param="strength") from error
+    return strength
 
 
 def _asked(ask: Ask) -> dict[str, object]:

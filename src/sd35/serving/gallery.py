@@ -49,7 +49,7 @@ async def erase(service: JobService, live: LiveJob, seeds: set[int]) -> LiveJob:
     """Remove files, then what the database and this server's memory tell of them."""
     if not live.job.state.is_final:
         raise ServiceError(
-            Problem.INVALID_REQUEST, f"The job {live.job.id!r} is not over: cancel it, then erase it."
+            Problem.NOT_OVER, f"The job {live.job.id!r} is not over: cancel it, then erase it."
         )
     try:
         for image in live.job.images:

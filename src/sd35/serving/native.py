@@ -19,9 +19,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
-from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
+from sd35.request import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+from sd35.serving.asking import LONGEST_DEADLINE_S, MAX_PREVIEWS, Ask, make_job
 from sd35.serving.attendant import Attendant
-from sd35.serving.cursors import cursor_after, read_cursor
+from sd35.serving.cursors import Cursor, cursor_after, read_cursor
+from sd35.serving.fields import PICTURE, Exact, described
 from sd35.serving.gateway import caller_of, gateway_of, link
 from sd35.serving.jobs import Event, Priority, State
 from sd35.serving.keys import Caller
@@ -31,39 +33,60 @@ from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.store import Wanted
+from sd35.variants import PIXELS_PER_TOKEN
 
 PREFIX = "/api/v1"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+
 Known = Annotated[Caller, Depends(caller_of)]
 ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 NAME = "native"  # in records and metrics
 PICTURE_PATHS = (f"{PREFIX}/jobs",)  # where bodies may hold a picture
 LONGEST_WORD = 2000
+Real = StrictFloat | StrictInt
+Side = Annotated[Exact, described(minimum=PIXELS_PER_TOKEN, multipleOf=PIXELS_PER_TOKEN)]
+Words = Annotated[StrictStr, described(maxLength=MAX_PROMPT_CHARACTERS)]
 router = APIRouter(prefix=PREFIX)
 
 
 class JobBody(BaseModel):
     """What a job may ask for; only `prompt` is needed."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        # Strength is of an image: without one there is none.
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"strength": {"type": "null"}}},
+                {"properties": {"image": {"type": "string"}}, "required": ["image"]},
+            ]
+        },
+    )
 
-    prompt: StrictStr
-    negative_prompt: StrictStr = ""
+    prompt: Words
+    negative_prompt: Words = ""
     model: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] | None = None
-    width: StrictInt | None = None
-    height: StrictInt | None = None
-    num_inference_steps: StrictInt | None = None
-    guidance_scale: StrictFloat | StrictInt | None = None
-    seed: StrictInt | None = None
-    n: StrictInt = 1
-    output_format: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] = "png"
-    output_compression: StrictInt | None = None
-    previews: StrictInt = 0
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Annotated[Exact, described(minimum=1, maximum=MAX_STEPS)] | None = None
+    guidance_scale: Annotated[Real, described(minimum=0, maximum=100)] | None = None
+    seed: Annotated[Exact, described(minimum=0, maximum=MAX_SEED)] | None = None
+    n: Annotated[Exact, described(minimum=1)] = 1
+    output_format: Annotated[StrictStr, Field(max_length=LONGEST_WORD), described(enum=list(FORMATS))] = "png"
+    output_compression: Annotated[Exact, described(minimum=0, maximum=100)] | None = None
+    previews: Annotated[Exact, described(minimum=0, maximum=MAX_PREVIEWS)] = 0
     priority: Priority = Priority.NORMAL
-    deadline_s: StrictFloat | StrictInt | None = None
-    webhook_url: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] | None = None
-    image: Annotated[StrictStr, Field(description="PNG, JPEG or WEBP in base64, to begin with")] | None = None
-    strength: StrictFloat | StrictInt | None = None
+    deadline_s: Annotated[Real, described(exclusiveMinimum=0, maximum=LONGEST_DEADLINE_S)] | None = None
+    webhook_url: Annotated[StrictStr, Field(max_length=LONGEST_WORD), described(format="uri")] | None = None
+    image: Annotated[StrictStr, described(**PICTURE)] | None = None
+    strength: Annotated[Real, described(exclusiveMinimum=0, maximum=1)] | None = None
 
 
 @router.post("/jobs", status_code=202)
@@ -88,7 +111,7 @@ async def list_jobs(
     sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
     with_images: bool = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> dict[str, Any]:
     """The caller's jobs, newest first; `next` is the cursor of the following page, null at the end.
 
@@ -117,16 +140,14 @@ async def delete_job(job_id: str, request: Request, caller: Known) -> dict[str, 
     return view(live, request)
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get("/jobs/{job_id}/events", response_class=EventStream)
 async def job_events(job_id: str, request: Request, caller: Known) -> StreamingResponse:
     """What happens to a job, from the first event remembered or from `Last-Event-ID` on, until it ends."""
     live = await gateway_of(request).service.find(job_id, caller)
     last = request.headers.get("last-event-id", "0")
     if not last.isdecimal():
         raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last!r}: give an id that came.")
-    return StreamingResponse(
-        _stream(live, int(last)), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    return EventStream(_stream(live, int(last)), headers={"Cache-Control": "no-store"})
 
 
 @router.get("/capabilities")

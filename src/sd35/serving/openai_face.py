@@ -14,15 +14,18 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from sd35.request import STRENGTH
 from sd35.serving.asking import NO_MASK, Ask, make_job, model_named
+from sd35.serving.fields import Count, Few, Flag, Guidance, Percent, Seed, Steps, Strength, described
 from sd35.serving.gateway import Gateway, Watch, caller_of, drawn, gateway_of, link, outcome, picture_base64
 from sd35.serving.jobs import JobImage
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.openai_shapes import completed, error_shape, event_of_error, facts, partial, usage
+from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import ServerSettings
 
@@ -34,6 +37,9 @@ BUILT_IN = re.compile(r"^(gpt-image-|chatgpt-image-|dall-e-)")
 # How much of the picture may go, where a client asks for fidelity to it.
 FIDELITY = {"low": 0.75, "high": 0.45}
 
+# Pictures in one answer, or one after the other as events.
+ANSWERS: dict[int | str, Any] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+
 NAME = "openai"  # in records and metrics
 router = APIRouter(prefix="/v1")
 PICTURE_PATHS = ("/v1/images/edits",)  # where bodies may hold a picture
@@ -44,37 +50,41 @@ class ImagesBody(BaseModel):
 
     prompt: str
     model: str | None = None
-    n: int | None = 1
+    n: Count | None = 1
     size: str | None = "auto"
-    quality: str | None = "auto"
+    quality: Annotated[str, described(enum=list(QUALITY))] | None = "auto"
     response_format: Literal["url", "b64_json"] | None = None
-    output_format: str | None = "png"
-    output_compression: int | None = None
-    stream: bool | None = False
-    partial_images: int | None = 0
+    output_format: Annotated[str, described(enum=list(FORMATS))] | None = "png"
+    output_compression: Percent | None = None
+    stream: Flag | None = False
+    partial_images: Few | None = 0
     negative_prompt: str = ""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
 
 
 class EditsForm(ImagesBody):
     """The same fields in a form, with a picture; clients call it `image[]` where they could send several."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
+    )
+
     image: UploadFile | None = None
-    images: Annotated[list[UploadFile], Field(alias="image[]")] = []
-    mask: UploadFile | None = None
+    images: Annotated[list[UploadFile], Field(alias="image[]"), described(minItems=1, maxItems=1)] = []
+    mask: SkipJsonSchema[UploadFile | None] = None
     input_fidelity: Literal["low", "high"] | None = None
-    strength: float | None = None
+    strength: Strength | None = None
 
 
-@router.post("/images/generations", response_model=None)
+@router.post("/images/generations", response_model=None, responses=ANSWERS)
 async def generate(body: ImagesBody, request: Request, caller: Known) -> JSONResponse | StreamingResponse:
     """Draw, and answer with the pictures; with `stream` as events on the way."""
     return await _answer(_ask(body, gateway_of(request).settings), body, request, caller)
 
 
-@router.post("/images/edits", response_model=None)
+@router.post("/images/edits", response_model=None, responses=ANSWERS)
 async def edit(
     form: Annotated[EditsForm, Form(media_type="multipart/form-data")], request: Request, caller: Known
 ) -> JSONResponse | StreamingResponse:
@@ -143,13 +153,13 @@ def _patience_s(request: Request) -> float | None:
 
 
 def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
-    width, height = _size(body.size or "auto")
+    width, height = _size("auto" if body.size is None else body.size)
     name = None if body.model is None or _is_built_in(body.model, settings) else body.model
     catalogue = settings.catalogue()
     served = catalogue.get(name) if name else next(iter(catalogue.values()))
-    steps = body.num_inference_steps
+    steps, share = body.num_inference_steps, _share("auto" if body.quality is None else body.quality)
     if steps is None and served is not None:
-        steps = max(1, round(served.variant.num_inference_steps * _share(body.quality or "auto")))
+        steps = max(1, round(served.variant.num_inference_steps * share))
     return Ask(
         face=NAME,
         prompt=body.prompt,
@@ -161,7 +171,7 @@ def _ask(body: ImagesBody, settings: ServerSettings) -> Ask:
         guidance_scale=body.guidance_scale,
         seed=body.seed,
         n=1 if body.n is None else body.n,
-        output_format=body.output_format or "png",
+        output_format="png" if body.output_format is None else body.output_format,
         output_compression=body.output_compression,
         previews=min(body.partial_images or 0, 3) if body.stream else 0,
     )

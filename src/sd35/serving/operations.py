@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
+from pydantic import WithJsonSchema
 
 from sd35.errors import RequestError
 from sd35.serving import records
-from sd35.serving.cursors import cursor_after, read_cursor
+from sd35.serving.cursors import Cursor, cursor_after, read_cursor
 from sd35.serving.gateway import Known, Reader, gateway_of
 from sd35.serving.jobs import State
 from sd35.serving.problems import Problem, ServiceError, of_request
@@ -23,13 +24,21 @@ from sd35.serving.records import Format, Which
 
 MEDIA_TYPES = {"jsonl": "application/jsonl", "json": "application/json", "csv": "text/csv"}
 
+# What `records.moment` reads.
+_MOMENTS = [
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "pattern": r"^[0-9]{1,10}(\.[0-9]{1,6})?$"},
+]
+Moment = Annotated[str | None, WithJsonSchema({"anyOf": _MOMENTS})]
+
 router = APIRouter(prefix="/api/v1")
 
 
 def which(
     caller: Known,
-    since: str | None = None,
-    until: str | None = None,
+    since: Moment = None,
+    until: Moment = None,
     state: State | None = None,
     model: str | None = None,
     key_id: str | None = None,
@@ -63,7 +72,7 @@ async def list_records(
     request: Request,
     filtered: Filtered,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    cursor: str | None = None,
+    cursor: Cursor = None,
 ) -> dict[str, Any]:
     """Records, newest first; `next` is the cursor of the following page, null at the end."""
     gateway, before = gateway_of(request), read_cursor(cursor)
@@ -73,7 +82,11 @@ async def list_records(
     return {"data": [records.record_of(job) for job in shown], "next": following}
 
 
-@router.get("/records/export")
+@router.get(
+    "/records/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+)
 async def export_records(
     request: Request, filtered: Filtered, form: Annotated[Format, Query(alias="format")] = "jsonl"
 ) -> StreamingResponse:

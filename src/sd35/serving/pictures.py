@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("png", "jpeg", "webp")
+PICTURE_TYPES = tuple(f"image/{name}" for name in FORMATS)
 PNG_LEVEL = 1
 QUALITY = 95
 PREVIEW_QUALITY = 80

@@ -32,7 +32,8 @@ class Problem(Kind, Enum):
     NOT_FOUND = "not_found", 404
     MODEL_NOT_FOUND = "model_not_found", 404
     METHOD_NOT_ALLOWED = "method_not_allowed", 405
-    CONFLICT = "idempotency_conflict", 422  # 409 would be retried
+    CONFLICT = "idempotency_conflict", 409
+    NOT_OVER = "job_not_over", 409, True
     TOO_LARGE = "request_too_large", 413
     QUEUE_FULL = "queue_full", 429, True
     QUOTA_EXCEEDED = "quota_exceeded", 429

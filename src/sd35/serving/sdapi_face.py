@@ -11,14 +11,16 @@ all, and `info` says so. Sizes are brought to the nearest that the model can dra
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 
 from sd35.request import STRENGTH, size_for
 from sd35.serving.asking import MAX_PREVIEWS, NO_MASK, Ask, model_named
+from sd35.serving.fields import PICTURE, Factor, Flag, Guidance, Pixels, SeedOrAny, Steps, Strength, described
 from sd35.serving.gateway import Known, drawn, gateway_of, picture_base64, submit
 from sd35.serving.infotext import info_of
 from sd35.serving.keys import Caller
@@ -40,23 +42,23 @@ class Txt2Img(BaseModel):
 
     prompt: str | None = None
     negative_prompt: str | None = None
-    seed: int | None = None
-    steps: int | None = None
-    cfg_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    batch_size: int | None = None
-    n_iter: int | None = None
-    send_images: bool | None = None
+    seed: SeedOrAny | None = None
+    steps: Steps | None = None
+    cfg_scale: Guidance | None = None
+    width: Pixels | None = None
+    height: Pixels | None = None
+    batch_size: Factor | None = None
+    n_iter: Factor | None = None
+    send_images: Flag | None = None
     override_settings: dict[str, Any] | None = None
 
 
 class Img2Img(Txt2Img):
     """The same, and what to begin with; `mask` is here to be refused rather than overlooked."""
 
-    init_images: list[str]
-    denoising_strength: float | None = None
-    mask: Any = None
+    init_images: Annotated[list[Annotated[str, described(**PICTURE)]], described(minItems=1, maxItems=1)]
+    denoising_strength: Strength | None = None
+    mask: SkipJsonSchema[Any] = None
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from sd35.serving.fields import BASE64, described
 from sd35.serving.gateway import Known, gateway_of
 from sd35.serving.infotext import SAMPLER, SCHEDULER, recipe_of_file
 from sd35.serving.native import from_base64
@@ -34,7 +35,7 @@ router = APIRouter(prefix="/sdapi/v1")
 class PngInfo(BaseModel):
     """A file in base64, bare or as a `data:` URL."""
 
-    image: str
+    image: Annotated[str, described(pattern=BASE64)]
 
 
 @router.post("/png-info")

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from sd35.request import STRENGTH
-from sd35.serving.asking import Ask, model_named
+from sd35.serving.asking import Ask, model_named, strength_checked
+from sd35.serving.fields import Guidance, Seed, Strength, described
 from sd35.serving.gateway import Gateway, Known, drawn, gateway_of, submit
-from sd35.serving.pictures import blank
+from sd35.serving.pictures import FORMATS, blank
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model, ServerSettings
 from sd35.serving.sizes import RATIOS, of_ratio
@@ -50,19 +51,32 @@ PICTURE_PATHS = ("/v2beta/stable-image/generate/sd3",)  # where bodies may hold 
 class Sd3Form(BaseModel):
     """The form's fields."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"mode": {"enum": ["text-to-image", ""]}}, "not": {"required": ["image"]}},
+                {"properties": {"mode": {"const": "image-to-image"}}, "required": ["mode", "image"]},
+            ]
+        }
+    )
+
     prompt: str
     mode: Literal["text-to-image", "image-to-image"] = "text-to-image"
     negative_prompt: str = ""
-    aspect_ratio: str = "1:1"
+    aspect_ratio: Annotated[str, described(enum=list(RATIOS))] = "1:1"
     model: str | None = None
-    seed: int = 0
-    output_format: str = "png"
-    cfg_scale: float | None = None
+    seed: Seed = 0
+    output_format: Annotated[str, described(enum=list(FORMATS))] = "png"
+    cfg_scale: Guidance | None = None
     image: UploadFile | None = None
-    strength: float | None = None
+    strength: Strength | None = None
 
 
-@router.post("/stable-image/generate/sd3", response_model=None)
+@router.post(
+    "/stable-image/generate/sd3",
+    response_model=None,
+    responses={200: {"content": {"application/json": {}, **{f"image/{form}": {} for form in FORMATS}}}},
+)
 async def generate(
     form: Annotated[Sd3Form, Form(media_type="multipart/form-data")], request: Request, caller: Known
 ) -> Response:
@@ -133,6 +147,8 @@ def _ask(form: Sd3Form, model: Model) -> Ask:
 
 async def _image(form: Sd3Form, gateway: Gateway) -> dict[str, Any]:
     """What image-to-image changes of an `Ask`: the picture has its own shape, so aspect_ratio is not read."""
+    if form.strength is not None:
+        strength_checked(form.strength)
     if form.mode == "text-to-image":
         if form.image is not None:
             raise _invalid("image", "with mode text-to-image nothing begins with it: say image-to-image")

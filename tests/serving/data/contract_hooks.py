@@ -1,0 +1,24 @@
+"""What schemathesis can't invent: pictures, and addresses that nobody has (RFC 2606)."""
+
+import base64
+import io
+
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+
+
+def _file(kind: str, colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 16), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+for kind in ("png", "jpeg", "webp"):
+    schemathesis.openapi.media_type(f"image/{kind}", st.just(_file(kind, "teal")))
+encoded = [base64.b64encode(_file("png", colour)).decode() for colour in ("teal", "red")]
+schemathesis.openapi.format("picture", st.sampled_from([*encoded, f"data:image/png;base64,{encoded[0]}"]))
+schemathesis.openapi.format(
+    "uri", st.sampled_from(["https://hook.invalid/done", "http://hook.invalid:8080/"])
+)
+schemathesis.openapi.format("binary", st.just(_file("png", "teal")))
