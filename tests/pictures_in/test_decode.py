@@ -208,7 +208,7 @@ LIMITED = "import sys; sys.path.insert(0, {folder!r}); from child import limit; 
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("import time; time.sleep(60)", "took too long"),
+        ("import time; time.sleep(60)", "took more than 2 s to decode"),
         ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
         ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
         ("raise SystemExit(3)", "damaged"),
@@ -231,7 +231,7 @@ def test_children_that_fail(
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("while True: pass", "took too long"),
+        ("while True: pass", "of computing"),
         ("while True: sys.stdout.write('x' * 100); sys.stdout.flush()", "damaged|SIGXFSZ"),
     ],
 )

@@ -81,10 +81,10 @@ def _run(file: BinaryIO, answer: BinaryIO, limits: Limits) -> None:
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise _too_slow() from error
+        raise _too_slow(f"{limits.wall_s:g} s") from error
     log.debug("decoding ended with %d", ended.returncode)
     if ended.returncode == -signal.SIGXCPU:
-        raise _too_slow()
+        raise _too_slow(f"{limits.cpu_s} s of computing")
     if ended.returncode < 0:
         raise SourceError(
             f"Decoding the picture was ended by {signal.Signals(-ended.returncode).name}, so it is not read: "
@@ -131,9 +131,9 @@ def damaged() -> SourceError:
     return SourceError("The picture's file is damaged or not complete: save it anew, or send it again.")
 
 
-def _too_slow() -> SourceError:
+def _too_slow(bound: str) -> SourceError:
     return SourceError(
-        "The picture took too long to decode and was given up: make it smaller, or save it as JPEG."
+        f"The picture took more than {bound} to decode and was given up: make it smaller, or save it as JPEG."
     )
 
 

@@ -12,6 +12,7 @@ Activations follow formulas, in units that the network itself has:
 
     step    12.5 x rows x tokens x channels x itemsize     tokens, heads, hidden values of a block
     table   steps x rows x rows of the modulations x channels x itemsize
+    source  6 x the finest activation                      where pictures begin with an image (`beginning.py`)
     decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
             1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
 
@@ -22,7 +23,7 @@ rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the fo
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from sd35.errors import DeviceError
@@ -38,6 +39,7 @@ from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
+SOURCE_FACTOR = 6
 COARSE_FACTOR = 12
 STRIPS_FACTOR = 1.07
 STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
@@ -59,14 +61,14 @@ class Work:
     steps: int
     text_tokens: int
     guided: bool
+    begins: bool = False  # with an image, which is encoded first
 
     @classmethod
     def of(cls, settings: Settings, images: int) -> "Work":
         """Of a batch of pictures."""
         tokens = CLIP_TOKENS + settings.max_sequence_length
-        return cls(
-            settings.width, settings.height, images, settings.num_inference_steps, tokens, settings.guided
-        )
+        size = settings.width, settings.height
+        return cls(*size, images, settings.steps_run, tokens, settings.guided, settings.strength < 1)
 
     @property
     def rows(self) -> int:
@@ -141,10 +143,19 @@ def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
     guests = _and(words, not plan.encoders_stay and "encoders in turn")
     return [
         Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
+        *_source(plan, sizes, work, always, words),
         Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
         Stage("loop", _and(words, loop_words), always + loop_blocks, table + step),
         Stage("decode", _and(words, decoder > 0 and "VAE"), always + decoder, decode),
     ]
+
+
+def _source(plan: MemoryPlan, sizes: Sizes, work: Work, always: int, words: list[str]) -> list[Stage]:
+    """The stage in which an image is encoded; a plan that decodes in strips leaves that to the host."""
+    if not work.begins or plan.strips:
+        return []
+    finest = sizes.vae_config.channels[0] * work.width * work.height * sizes.itemsize
+    return [Stage("source", _and(words, "VAE's encoder"), always + sizes.vae_encoder, SOURCE_FACTOR * finest)]
 
 
 def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
@@ -195,7 +206,7 @@ def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:
     smallest = list(ladder())[-1]
     limit = min(sizes.mmdit.pos_embed_max_size * PIXELS_PER_TOKEN, LARGEST_SIDE)
     for side in range(limit - limit % SIDE_STEP, 0, -SIDE_STEP):
-        alone = Work(side, side, 1, work.steps, work.text_tokens, work.guided)
+        alone = replace(work, width=side, height=side, images=1)
         if peak(smallest, sizes, alone) <= budget:
             return side
     return None

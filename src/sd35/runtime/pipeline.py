@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from sd35.request import GenerationRequest, Picture
+from sd35.runtime.beginning import SourceEncoder, noised
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.graphs import Recorder
@@ -23,7 +24,7 @@ from sd35.runtime.memory import Work
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.previews import LatentColours, Previews
 from sd35.runtime.residence import Residence
-from sd35.runtime.sampling import Glimpses, OnStep, denoise
+from sd35.runtime.sampling import Glimpses, OnStep, denoise, flow_sigmas
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
 
@@ -62,6 +63,7 @@ class Pipeline:
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
     residence: Residence  # where the three parts' weights are, and when
+    source_encoder: SourceEncoder  # for pictures that begin with an image
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
     colours: LatentColours = field(default_factory=LatentColours)  # of unfinished pictures
@@ -117,8 +119,8 @@ class Pipeline:
         clock = StageClock(self.device)
         with clock("encode"), residence.stage():
             embeds = encode(self.text_encoders, pictures, self.prompts)
+            latents = self._first_latents(pictures)
         with clock("denoise"), residence.stage():
-            latents = initial_latents(pictures, self.device)
             latents = denoise(
                 self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
@@ -129,6 +131,15 @@ class Pipeline:
             images = decode(self.vae, latents)
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds, finite)
+
+    def _first_latents(self, pictures: Sequence[Picture]) -> Tensor:
+        """Noise; where the pictures begin with images, these and as much noise as the first step expects."""
+        noise, settings = initial_latents(pictures, self.device), pictures[0].settings
+        if settings.strength == 1:
+            return noise
+        clean = self.source_encoder.encode(pictures, self.residence.plan, self.residence.dock)
+        sigma = flow_sigmas(settings.num_inference_steps, self.shift)[settings.first_step]
+        return noised(clean, noise, sigma.to(self.device))
 
     def _glimpses(self, previews: Previews | None) -> Glimpses | None:
         """Previews as the loop knows them; the colours of this VAE are found with the first."""
