@@ -61,9 +61,7 @@ def begun(image: SourcePicture, **changes: object) -> GenerationRequest:
     return GenerationRequest("a green apple, flat style, on a blue background", image=image, **settings)
 
 
-def latents_of(
-    pipeline: Pipeline, request: GenerationRequest, monkeypatch: pytest.MonkeyPatch
-) -> Tensor:
+def latents_of(pipeline: Pipeline, request: GenerationRequest, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """What the loop ends with."""
     kept: list[Tensor] = []
     decode = pipeline_module.decode
@@ -133,9 +131,7 @@ def test_the_bundled_encoder(demo: Path, pipeline_fp32: Pipeline, apple: SourceP
     assert float(-10 * error.log10()) > 25
 
 
-@pytest.mark.parametrize(
-    ("strength", "steps"), [(0.3, 6), (0.6, 6), (0.6, 7), (0.9, 6), (1.0, 4), (0.05, 4)]
-)
+@pytest.mark.parametrize(("strength", "steps"), [(0.3, 6), (0.6, 6), (0.6, 7), (0.9, 6), (1.0, 4), (0.05, 4)])
 def test_equals_diffusers(
     strength: float,
     steps: int,

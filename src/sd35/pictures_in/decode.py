@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sd35.errors import SourceError
+from sd35.errors import MissingError, SourceError
 from sd35.pictures_in.source_picture import SourcePicture
 
 CHILD = Path(__file__).with_name("child.py")
@@ -56,9 +56,14 @@ def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
 
 
 def read_picture(path: Path, limits: Limits = Limits()) -> SourcePicture:
-    """The picture in a file, of which no more is read than may be; an OSError goes through."""
-    with path.open("rb") as file:
-        data = file.read(limits.file_bytes + 1)
+    """The picture in a file, of which no more is read than may be; MissingError where it can't be."""
+    try:
+        with path.expanduser().open("rb") as file:
+            data = file.read(limits.file_bytes + 1)
+    except OSError as error:
+        raise MissingError(
+            f"The picture {path} can't be read ({error.strerror}): check the name and its permissions."
+        ) from error
     return decode(data, limits)
 
 
