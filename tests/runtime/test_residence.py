@@ -2,16 +2,22 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from sd35.config import RuntimeConfig
 from sd35.errors import DeviceError
+from sd35.fp8 import ScaledTensor
+from sd35.kernels.operands import Product
+from sd35.kernels.reference import fp8_values
 from sd35.request import GenerationRequest
 from sd35.runtime import load, memory, pipeline
+from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.moving import aligned
@@ -55,6 +61,23 @@ def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small
     for _ in range(2):
         assert np.abs(drawn(movable, small) - expected).max() <= (1 if in_pieces else 0)
     assert movable.residence.dock.held == 0
+
+
+def unfinished(layer: Fp8Linear, x: ScaledTensor) -> Product:
+    """The layer's product as a card's tensor cores leave it: scales and bias are the reader's to apply."""
+    values = functional.linear(fp8_values(x.data, torch.float32), fp8_values(layer.data, torch.float32))
+    return Product(values, x.scale, layer.scale.flatten(), layer.bias)
+
+
+def test_a_block_that_has_gone_leaves_its_last_product_whole(
+    demo_fp8: Path, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next block finishes it, when another's weights are in the room already."""
+    monkeypatch.setattr(Fp8Linear, "_product", unfinished)
+    pipeline = load_pipeline(demo_fp8, replace(CPU, activations="fp8"))
+    expected = drawn(pipeline, small)
+    pipeline.residence.change(next(plan for plan in PLANS if plan.passing == 1 and plan.one_pass))
+    assert np.abs(drawn(pipeline, small) - expected).max() <= 1
 
 
 def test_the_smallest_plan_holds_what_its_table_says(movable: Pipeline, small: GenerationRequest) -> None:
