@@ -17,6 +17,7 @@ from sd35.kernels.operands import Product
 from sd35.kernels.reference import fp8_values
 from sd35.request import GenerationRequest
 from sd35.runtime import load, memory, pipeline
+from sd35.runtime.graphs import Recorder
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import MemoryPlan, Work
@@ -234,3 +235,41 @@ def test_on_a_card(plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest) -
     before = torch.cuda.memory_allocated()
     assert np.abs(drawn(on_card, small) - expected).max() <= (3 if plan.strips or not plan.one_pass else 0)
     assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "plan", [p for p in PLANS[1:] if not p.passing], ids=lambda plan: str(PLANS.index(plan))
+)
+def test_a_loop_is_recorded_where_weights_move_between_stages(
+    plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest
+) -> None:
+    """Replayed steps give the picture of steps that were not, and leave no memory behind them."""
+    eager = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
+    eager.residence.change(plan)
+    expected = drawn(eager, small)
+    recorded = replace(eager, recorder=Recorder())
+    assert np.array_equal(drawn(recorded, small), expected)
+    before = torch.cuda.memory_allocated()
+    assert np.array_equal(drawn(recorded, small), expected)
+    assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.gpu
+def test_a_card_that_is_full(demo_fp8: Path, small: GenerationRequest) -> None:
+    """A true out of memory: drawn by a smaller plan after all, or one sentence; then all is as it was."""
+    on_card = load_pipeline(demo_fp8, RuntimeConfig(device="cuda"))
+    expected = drawn(on_card, small)
+    on_card.recorder.forget()  # type: ignore[union-attr]
+    torch.cuda.empty_cache()
+    baseline, total = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((baseline + (24 << 20)) / total)
+        larger = replace(small, width=1024, height=1024)
+        with pytest.raises(DeviceError, match="largest square that fits"):
+            on_card.generate(replace(larger, num_images=8))
+        assert on_card.residence.plan != PLANS[0]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.abs(drawn(on_card, small) - expected).max() <= 3
+    assert on_card.residence.dock.held == 0
