@@ -117,12 +117,14 @@ class Pipeline:
     def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"), residence.stage():
-            embeds = encode(self.text_encoders, pictures, self.prompts)
-            latents = self._first_latents(pictures)
-        with clock("denoise"), residence.stage():
+        with clock("encode"):
+            with residence.stage():
+                embeds = encode(self.text_encoders, pictures, self.prompts)
+            with residence.stage():
+                latents = self._first_latents(pictures)
+        with clock("denoise"), residence.stage(), self.recording() as recorder:
             latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
+                self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
                 guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
@@ -149,9 +151,18 @@ class Pipeline:
             self.colours.fit(self.vae, self.device)
         return Glimpses(previews.after_steps, self.colours.paint, previews.show)
 
-    def _usable_recorder(self) -> Recorder | None:
-        """None where weights move: a recording knows addresses, and keeps its activations' memory."""
-        return None if self.residence.plan.moves else self.recorder
+    @contextmanager
+    def recording(self) -> Iterator[Recorder | None]:
+        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
+
+        Where weights move between stages, its recordings end with the loop, and so does their memory.
+        """
+        plan = self.residence.plan
+        try:
+            yield None if plan.passing else self.recorder
+        finally:
+            if plan.moves:
+                self._forget_recordings()
 
     def _forget_recordings(self) -> None:
         if self.recorder is not None:
