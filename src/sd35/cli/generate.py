@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drawing.add_argument(
         "--image", metavar="FILE",
-        help="a picture to begin with (PNG, JPEG or WEBP); width and height default to its shape, at about as "
-        "many pixels as the model's own square",
+        help="a picture to begin with (PNG, JPEG or WEBP); width and height default to its shape, at about "
+        "as many pixels as the model's own square",
     )  # fmt: skip
     drawing.add_argument(
         "--strength", type=float,
