@@ -1,5 +1,6 @@
 """Pictures that begin with an image: diffusers is the oracle, and who begins with none pays for none."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_i
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sd35.checkpoints.reader import TensorReader
 from sd35.checkpoints.source import TensorSource
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError
+from sd35.kernels.api import choose_operations
 from sd35.pictures_in.source_picture import SourcePicture
 from sd35.request import GenerationRequest
 from sd35.runtime import memory
@@ -91,14 +95,16 @@ def theirs_of(config: VaeConfig) -> AutoencoderKL:
     return vae.eval()
 
 
-def ours_of(config: VaeConfig, tensors: dict[str, Tensor], folder: Path) -> VaeEncoder:
+def ours_of(
+    config: VaeConfig, tensors: dict[str, Tensor], folder: Path, placement: Placement = CPU32
+) -> VaeEncoder:
     """Our encoder, filled from a file of these tensors."""
     path = folder / "vae.safetensors"
     save_file(tensors, path)
     with torch.device("meta"):
-        ours = VaeEncoder(config)
+        ours = VaeEncoder(config, choose_operations(placement.kernels, placement.device, placement.dtype))
     with TensorSource.of(TensorReader([path])) as source:
-        fill_vae_encoder(ours, source, CPU32)
+        fill_vae_encoder(ours, source, placement)
     return ours
 
 
@@ -264,6 +270,66 @@ def test_by_every_plan(plan: MemoryPlan, demo_fp8: Path, apple: SourcePicture) -
     for _ in range(2):
         assert np.abs(arrays(pipeline, request)[0] - expected).max() <= (1 if in_pieces else 0)
     assert pipeline.residence.dock.held == 0
+
+
+class Counted(TorchDispatchMode):
+    """The most bytes that operations' results took at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive:
+                self._alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._alive.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return result
+
+
+@torch.inference_mode()
+def test_encoding_takes_what_the_plan_says(tmp_path: Path) -> None:
+    """SD3.5's encoder, every tensor counted: four of the formula's five finest activations."""
+    encoder = ours_of(REAL, theirs_of(REAL).state_dict(), tmp_path)
+    with Counted() as counted:
+        encoder(torch.zeros(1, 3, 256, 256))
+    finest = 128 * 256 * 256 * 4
+    assert counted.peak == pytest.approx((memory.SOURCE_FACTOR - 1) * finest, rel=0.02)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_encoding_on_a_card(tmp_path: Path) -> None:
+    """In bf16 by our kernels: diffusers' latents to bf16's noise, within the plan's bytes."""
+    theirs, card = theirs_of(REAL), Placement(torch.device("cuda"), torch.bfloat16, "triton")
+    pixels = torch.rand(1, 3, 1024, 1024) * 2 - 1
+    expected = theirs.cuda().encode(pixels.cuda()).latent_dist.mode()
+    expected = (expected - REAL.shift_factor) * REAL.scaling_factor
+    ours = ours_of(REAL, {name: value.cpu() for name, value in theirs.state_dict().items()}, tmp_path, card)
+    theirs.cpu()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = ours(pixels.cuda())
+    error = (found - expected).norm() / expected.norm()
+    assert float(error) < 0.03
+    finest = 128 * 1024 * 1024 * 2
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 3 * finest < taken <= memory.SOURCE_FACTOR * finest + memory.RESERVE
+
+
+@pytest.mark.gpu
+def test_on_a_card(demo_fp8: Path, apple: SourcePicture) -> None:
+    """Recorded steps from a later first one draw what unrecorded ones draw, after text as before it."""
+    recorded = load_pipeline(demo_fp8, RuntimeConfig(device="cuda"))
+    eager = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
+    requests = [begun(apple), replace(begun(apple), image=None), begun(apple, strength=0.3, num_images=2)]
+    for request in requests:
+        pairs = zip(arrays(recorded, request), arrays(eager, request), strict=True)
+        assert all(psnr(a, b) > 40 for a, b in pairs)
 
 
 def test_memory_counts_the_encoder_where_it_works(pipeline_fp8: Pipeline, apple: SourcePicture) -> None:

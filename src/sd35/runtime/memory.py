@@ -12,13 +12,14 @@ Activations follow formulas, in units that the network itself has:
 
     step    12.5 x rows x tokens x channels x itemsize     tokens, heads, hidden values of a block
     table   steps x rows x rows of the modulations x channels x itemsize
-    source  6 x the finest activation                      where pictures begin with an image (`beginning.py`)
+    source  5 x the finest activation                      where pictures begin with an image (`beginning.py`)
     decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
             1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
 
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
 its weights, the formula says 0.51; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
-strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
+strips come from counting every tensor, and so do four of source's five: the fifth is for a convolution's
+workspace. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
 rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """
 
@@ -39,7 +40,7 @@ from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
-SOURCE_FACTOR = 6
+SOURCE_FACTOR = 5
 COARSE_FACTOR = 12
 STRIPS_FACTOR = 1.07
 STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
@@ -155,7 +156,8 @@ def _source(plan: MemoryPlan, sizes: Sizes, work: Work, always: int, words: list
     if not work.begins or plan.strips:
         return []
     finest = sizes.vae_config.channels[0] * work.width * work.height * sizes.itemsize
-    return [Stage("source", _and(words, "VAE's encoder"), always + sizes.vae_encoder, SOURCE_FACTOR * finest)]
+    weights = always + sizes.vae_encoder
+    return [Stage("source", _and(words, "VAE's encoder"), weights, SOURCE_FACTOR * finest)]
 
 
 def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
