@@ -176,6 +176,8 @@ def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
     found = served.client.get("/api/v1/capabilities").json()
     assert [model["id"] for model in found["models"]] == ["demo"]
     assert found["output_formats"] == ["png", "jpeg", "webp"]
+    assert (found["image"]["formats"], found["strength"]) == (["png", "jpeg", "webp"], 0.6)
+    assert found["image"]["max_bytes"] == 16 << 20
 
 
 def test_cancel_stops_within_a_step(rough: Served) -> None:

@@ -80,11 +80,11 @@ class Sd35Engine:
         pipeline, settings = self._pipeline, pictures[0].settings
         latents = initial_latents(pictures, self.device)
         plan = pipeline.residence.plan
-        recorder = None if plan.moves else pipeline.recorder
-        denoise(
-            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
-            one_pass=plan.one_pass,
-        )  # fmt: skip
+        with pipeline.recording() as recorder:
+            denoise(
+                pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
+                one_pass=plan.one_pass,
+            )  # fmt: skip
 
     def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         decode(self._pipeline.vae, initial_latents(pictures, self.device))

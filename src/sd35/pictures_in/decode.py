@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sd35.errors import SourceError
+from sd35.errors import MissingError, SourceError
 from sd35.pictures_in.source_picture import SourcePicture
 
 CHILD = Path(__file__).with_name("child.py")
@@ -56,9 +56,14 @@ def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
 
 
 def read_picture(path: Path, limits: Limits = Limits()) -> SourcePicture:
-    """The picture in a file, of which no more is read than may be; an OSError goes through."""
-    with path.open("rb") as file:
-        data = file.read(limits.file_bytes + 1)
+    """The picture in a file, of which no more is read than may be; MissingError where it can't be."""
+    try:
+        with path.expanduser().open("rb") as file:
+            data = file.read(limits.file_bytes + 1)
+    except OSError as error:
+        raise MissingError(
+            f"The picture {path} can't be read ({error.strerror}): check the name and its permissions."
+        ) from error
     return decode(data, limits)
 
 
@@ -81,10 +86,10 @@ def _run(file: BinaryIO, answer: BinaryIO, limits: Limits) -> None:
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise _too_slow() from error
+        raise _too_slow(f"{limits.wall_s:g} s") from error
     log.debug("decoding ended with %d", ended.returncode)
     if ended.returncode == -signal.SIGXCPU:
-        raise _too_slow()
+        raise _too_slow(f"{limits.cpu_s} s of computing")
     if ended.returncode < 0:
         raise SourceError(
             f"Decoding the picture was ended by {signal.Signals(-ended.returncode).name}, so it is not read: "
@@ -131,9 +136,9 @@ def damaged() -> SourceError:
     return SourceError("The picture's file is damaged or not complete: save it anew, or send it again.")
 
 
-def _too_slow() -> SourceError:
+def _too_slow(bound: str) -> SourceError:
     return SourceError(
-        "The picture took too long to decode and was given up: make it smaller, or save it as JPEG."
+        f"The picture took more than {bound} to decode and was given up: make it smaller, or save it as JPEG."
     )
 
 

@@ -21,6 +21,7 @@ from sd35.errors import CheckpointError, DeviceError
 from sd35.kernels.api import choose_operations, has_fp8_products
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
+from sd35.runtime.beginning import SourceEncoder
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.graphs import Recorder
@@ -41,7 +42,8 @@ from sd35.runtime.residence import Residence
 from sd35.runtime.sharing import Needs, SharedParts, part_bytes, part_identity
 from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.runtime.vae import VaeDecoder
-from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder
+from sd35.runtime.vae_encoder import VaeEncoder
+from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder, fill_vae_encoder
 from sd35.variants import Variant, variant_of
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,7 @@ def _load(
         device=placement.device,
         identity=identity,
         residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
+        source_encoder=SourceEncoder(partial(_load_vae_encoder, checkpoint, placement), placement.device),
         recorder=Recorder() if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
@@ -237,6 +240,19 @@ def _fresh_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
     with checkpoint.tensors("vae") as tensors:
         fill_vae_decoder(vae, tensors, placement)
     return vae.eval()
+
+
+def _load_vae_encoder(checkpoint: Checkpoint, placement: Placement, device: torch.device) -> VaeEncoder:
+    """The encoder, lying in host memory, to work on `device`: on the host of a card in float32."""
+    elsewhere = device != placement.device
+    dtype = torch.float32 if elsewhere else placement.dtype
+    kernels = "auto" if elsewhere else placement.kernels
+    lying = replace(placement, device=device, dtype=dtype, kernels=kernels, lies_on=torch.device("cpu"))
+    with torch.device("meta"):
+        encoder = VaeEncoder(read_vae_config(checkpoint), choose_operations(kernels, device, dtype))
+    with checkpoint.tensors("vae") as tensors:
+        fill_vae_encoder(encoder, tensors, replace(lying, on_read=lambda _: None))
+    return encoder.eval()
 
 
 class _Reading:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from sd35.request import GenerationRequest, Picture
+from sd35.runtime.beginning import SourceEncoder, noised
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.graphs import Recorder
@@ -23,7 +24,7 @@ from sd35.runtime.memory import Work
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.previews import LatentColours, Previews
 from sd35.runtime.residence import Residence
-from sd35.runtime.sampling import Glimpses, OnStep, denoise
+from sd35.runtime.sampling import Glimpses, OnStep, denoise, flow_sigmas
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
 
@@ -62,6 +63,7 @@ class Pipeline:
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
     residence: Residence  # where the three parts' weights are, and when
+    source_encoder: SourceEncoder  # for pictures that begin with an image
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
     colours: LatentColours = field(default_factory=LatentColours)  # of unfinished pictures
@@ -115,12 +117,14 @@ class Pipeline:
     def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"), residence.stage():
-            embeds = encode(self.text_encoders, pictures, self.prompts)
-        with clock("denoise"), residence.stage():
-            latents = initial_latents(pictures, self.device)
+        with clock("encode"):
+            with residence.stage():
+                embeds = encode(self.text_encoders, pictures, self.prompts)
+            with residence.stage():
+                latents = self._first_latents(pictures)
+        with clock("denoise"), residence.stage(), self.recording() as recorder:
             latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
+                self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
                 guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
@@ -130,6 +134,15 @@ class Pipeline:
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds, finite)
 
+    def _first_latents(self, pictures: Sequence[Picture]) -> Tensor:
+        """Noise; where the pictures begin with images, these and as much noise as the first step expects."""
+        noise, settings = initial_latents(pictures, self.device), pictures[0].settings
+        if settings.strength == 1:
+            return noise
+        clean = self.source_encoder.encode(pictures, self.residence.plan, self.residence.dock)
+        sigma = flow_sigmas(settings.num_inference_steps, self.shift)[settings.first_step]
+        return noised(clean, noise, sigma.to(self.device))
+
     def _glimpses(self, previews: Previews | None) -> Glimpses | None:
         """Previews as the loop knows them; the colours of this VAE are found with the first."""
         if previews is None or not previews.after_steps:
@@ -138,9 +151,18 @@ class Pipeline:
             self.colours.fit(self.vae, self.device)
         return Glimpses(previews.after_steps, self.colours.paint, previews.show)
 
-    def _usable_recorder(self) -> Recorder | None:
-        """None where weights move: a recording knows addresses, and keeps its activations' memory."""
-        return None if self.residence.plan.moves else self.recorder
+    @contextmanager
+    def recording(self) -> Iterator[Recorder | None]:
+        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
+
+        Where weights move between stages, its recordings end with the loop, and so does their memory.
+        """
+        plan = self.residence.plan
+        try:
+            yield None if plan.passing else self.recorder
+        finally:
+            if plan.moves:
+                self._forget_recordings()
 
     def _forget_recordings(self) -> None:
         if self.recorder is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sd35.errors import DeviceError
+from sd35.kernels.operands import Residual
 from sd35.runtime import memory
 from sd35.runtime.encoders import TextEncoder, TextEncoders
 from sd35.runtime.memory import MemoryPlan, Work
@@ -168,7 +169,7 @@ class Residence:
         self._settle(mmdit.blocks, [*modulations, *passing])
         if passing:
             cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
-            self._guests.append(Parade(passing, cargos, self.dock, repeats=True))
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True, keep=_kept))
 
     def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
         """Move a module to the device for good, but for some modules below it."""
@@ -194,3 +195,9 @@ class Residence:
     def parts(self) -> list[nn.Module]:
         """All modules with weights."""
         return [*(encoder.model for encoder in self._text_encoders()), self._mmdit, self._vae]
+
+
+def _kept(streams: tuple[Residual, Residual]) -> tuple[Residual, Residual]:
+    """A block's streams, whose last products its successor finishes, when the block may have gone."""
+    sample, context = streams
+    return sample.kept(), context.kept()

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
-from sd35.request import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+from sd35.request import MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS, STRENGTH
 from sd35.serving.asking import LONGEST_DEADLINE_S, MAX_PREVIEWS, Ask, make_job
 from sd35.serving.attendant import Attendant
 from sd35.serving.cursors import Cursor, cursor_after, read_cursor
@@ -33,6 +33,7 @@ from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.store import Wanted
+from sd35.serving.uploads import IMAGE_FORMATS, LIMITS
 from sd35.variants import PIXELS_PER_TOKEN
 
 PREFIX = "/api/v1"
@@ -162,6 +163,8 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],
         "max_images": gateway.settings.max_images,
+        "image": {"formats": IMAGE_FORMATS, "max_bytes": LIMITS.file_bytes, "max_pixels": LIMITS.pixels},
+        "strength": STRENGTH,
         "max_previews": MAX_PREVIEWS,
     }
 

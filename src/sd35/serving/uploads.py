@@ -28,6 +28,7 @@ from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import ServerSettings
 
 FOLDER = "uploads"
+IMAGE_FORMATS = ("png", "jpeg", "webp")  # those of `pictures_in.child`
 LIMITS = Limits(file_bytes=16 << 20)
 AT_ONCE = 2  # decoding takes a core and up to LIMITS.address_space each
 PNG_LEVEL = 1
