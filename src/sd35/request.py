@@ -18,7 +18,7 @@ from sd35.variants import PIXELS_PER_TOKEN, Variant
 T = TypeVar("T")
 
 MAX_PROMPT_CHARACTERS = 10_000
-MAX_SEED = 2**53 - 1_000  # JSON's readers know whole numbers up to 2**53; leaves room to count up
+MAX_SEED = 2**63 - 1 - 1_000  # leaves room to count up
 MAX_STEPS = 1_000
 MAX_IMAGES = 64
 MAX_SEQUENCE_LENGTH = 512  # what T5 was trained on

@@ -102,7 +102,7 @@ def test_openai_edits_as_a_stream(served: Served) -> None:
 
 
 def test_a_mask_is_refused(served: Served) -> None:
-    """In OpenAI's face and in AUTOMATIC1111's: parts of a picture can't be kept, and nobody is to think so."""
+    """By OpenAI's face and AUTOMATIC1111's: no part of a picture is kept, and nobody is to think so."""
     with pytest.raises(openai.BadRequestError, match="leave the mask out") as caught:
         openai_client(served).images.edit(image=png(picture()), mask=png(picture()), prompt="a fox")
     assert caught.value.param == "mask"

@@ -7,6 +7,8 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
+from sd35.request import MAX_SEED
+
 
 def _file(kind: str, colour: str) -> bytes:
     buffer = io.BytesIO()
@@ -22,3 +24,10 @@ schemathesis.openapi.format(
     "uri", st.sampled_from(["https://hook.invalid/done", "http://hook.invalid:8080/"])
 )
 schemathesis.openapi.format("binary", st.just(_file("png", "teal")))
+
+
+@schemathesis.hook
+def filter_case(context: object, case: schemathesis.Case) -> bool:
+    """Schemathesis reckons in floats, where numbers just above the largest seed are equal to it."""
+    seed = case.body.get("seed") if isinstance(case.body, dict) else None
+    return not (isinstance(seed, int) and MAX_SEED < seed < MAX_SEED + 2**11)

@@ -9,6 +9,7 @@ from serving.conftest import Served
 
 from .conftest import Visitor, until
 from .test_living_with_it import PHONE, ask, stop_all
+from .test_starting_from_a_picture import choose, png
 
 pytestmark = pytest.mark.server
 
@@ -36,6 +37,10 @@ def test_no_state_of_the_page_shuts_anyone_out(
     page = visit(obeying.url, bypass_csp=True, reduced_motion="reduce", color_scheme=scheme, **options)
     page.click("#advanced > summary")
     assert findings(page) == []
+    choose(page, png(96, 48, "teal"))
+    page.wait_for_selector("#start-picture:visible")
+    assert findings(page) == []
+    page.click("#start-remove")
     ask(page, "slow fox")
     until(page, "document.querySelector('.stage .is-working img')?.naturalWidth === 256")
     assert findings(page) == []

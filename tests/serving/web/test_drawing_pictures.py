@@ -122,15 +122,17 @@ def test_a_picture_of_another_server_brings_its_recipe(drawing: Served, visit: V
     assert "does not hold its prompt" in page.inner_text("#toast")
 
 
-def test_a_strangers_picture_brings_nothing(drawing: Served, visit: Visitor) -> None:
-    """It is said so, and the form stays."""
+def test_a_strangers_picture_has_no_settings(drawing: Served, visit: Visitor) -> None:
+    """Chosen for its settings, it is said so, and the form stays."""
     page = visit(drawing.url)
     page.fill("#prompt", "my own words")
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
-    drop(page, plain.getvalue())
+    file = {"name": "some.png", "mimeType": "image/png", "buffer": plain.getvalue()}
+    page.set_input_files("#recall-file", file)
     until(page, "document.getElementById('toast').textContent.includes('no picture of ours')")
     assert page.input_value("#prompt") == "my own words"
+    assert page.is_hidden("#start-picture")
 
 
 def test_copied_python_draws_the_same_picture(drawing: Served, visit: Visitor, tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_everything_is_reached_by_keyboard(obeying: Served, visit: Visitor) -> N
         order.append(
             page.evaluate("document.activeElement.name || document.activeElement.textContent.trim()")
         )
-    assert order[:4] == ["shapes", "counts", "qualities", "Advanced"]
+    assert order == ["Start from a picture…", "shapes", "counts", "qualities", "Advanced"]
     page.focus("#shapes input:checked")
     page.keyboard.press("ArrowRight")
     assert page.is_checked("#shapes input[value='5:4']")

@@ -4,6 +4,7 @@ import { byId, h, icon, toast } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { cancel, latestOfMine, submit } from "./jobs.js";
 import { keep, recall } from "./memory.js";
+import { drawSource, learn, sizeLike, source, startSource, takeBack } from "./source.js";
 import { modelNamed, on, state } from "./store.js";
 import { inWords, onTrouble } from "./words.js";
 
@@ -14,6 +15,7 @@ const DOUBLE_CLICK_MS = 700;
 const EMPTY = {
   prompt: "", negative_prompt: "", model: null, ratio: "1:1", width: null, height: null, n: 1,
   quality: "balanced", num_inference_steps: null, guidance_scale: null, seed: "", locked: false,
+  strength: null,
 };
 
 let form = { ...EMPTY };
@@ -22,7 +24,7 @@ let isSending = false; // a double click asks once
 
 /** Wire the form; capabilities are there. */
 export function startComposer() {
-  form = { ...EMPTY, ...recall("form", {}) };
+  form = { ...EMPTY, strength: state.capabilities.strength, ...recall("form", {}) };
   if (!modelNamed(form.model)) takeModel(state.capabilities.models[0].id);
   for (const [id, field] of [["prompt", "prompt"], ["negative", "negative_prompt"]])
     byId(id).addEventListener("input", (event) => change({ [field]: event.target.value }));
@@ -38,6 +40,7 @@ export function startComposer() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), go());
   });
+  startSource({ changed: takeShape, strength: () => form.strength, takeStrength: (strength) => change({ strength }) });
   on("jobs", drawButton);
   on("language", draw);
   draw();
@@ -45,7 +48,9 @@ export function startComposer() {
 
 /** Take over settings: from a picture, or part of them from an error's way out. Null leaves a field. */
 export function fill(settings) {
-  const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
+  const { image, ...others } = settings;
+  if (image !== undefined) takeBack(image);
+  const given = Object.fromEntries(Object.entries(others).filter(([, value]) => value !== null));
   const model = modelNamed(given.model) ? given.model : form.model;
   const merged = { ...form, ...given, model, locked: given.seed !== undefined || form.locked };
   form = { ...merged, ratio: ratioOf(merged), quality: qualityOf(merged) };
@@ -62,7 +67,8 @@ export async function go(once = {}) {
   isSending = true;
   if (!form.locked) change({ seed: anySeed() });
   try {
-    await submit({ ...request(), ...once });
+    const accepted = await submit({ ...request(), ...once });
+    learn(accepted.request.image);
     byId("stage").scrollIntoView({ block: "nearest" });
   } catch (error) {
     onTrouble(error, () => go(once));
@@ -80,7 +86,14 @@ export function request() {
     prompt, negative_prompt, width, height, n, num_inference_steps, guidance_scale, seed,
     model: preset()?.model ?? form.model,
     previews: max_previews,
+    ...(source && { image: source.data, strength: form.strength }),
   };
+}
+
+/** A picture came to begin with, or went: its shape is the form's. */
+function takeShape() {
+  const model = modelNamed(form.model);
+  change(source ? sizeLike(source, model) : (model.sizes.find((one) => one.ratio === form.ratio) ?? model.sizes[0]));
 }
 
 /** 32 random bits, which every program can write. */
@@ -104,7 +117,8 @@ function change(part) {
 
 function takeModel(id) {
   const model = modelNamed(id);
-  const size = model.sizes.find((one) => one.ratio === form.ratio) ?? model.sizes[0];
+  const own = source ? sizeLike(source, model) : model.sizes[0];
+  const size = model.sizes.find((one) => one.ratio === form.ratio) ?? own;
   form = { ...form, model: id, ...size };
   takeQuality(form.quality ?? "balanced");
 }
@@ -145,6 +159,7 @@ function draw() {
   setValue("guidance", form.guidance_scale);
   setValue("seed", form.seed);
   drawLock();
+  drawSource();
   radios("shapes", shapes(model), form.ratio ?? "own", (ratio) => change(model.sizes.find((size) => size.ratio === ratio)));
   const counts = Array.from({ length: Math.min(4, state.capabilities.max_images) }, (_, index) => index + 1);
   radios("counts", counts.map((n) => [String(n), [number(n)]]), String(form.n), (n) => change({ n: Number(n) }));

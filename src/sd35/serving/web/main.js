@@ -10,6 +10,7 @@ import { startLightbox } from "./lightbox.js";
 import { startMachine } from "./machine.js";
 import { keep, recall } from "./memory.js";
 import { settingsOf } from "./recipe.js";
+import { begin } from "./source.js";
 import { showTrouble, startStage } from "./stage.js";
 import { isFinal, job, on, pictures, select, state, tell } from "./store.js";
 import { setTroubleHandler } from "./words.js";
@@ -143,19 +144,23 @@ function startDropping() {
   addEventListener("drop", (event) => {
     cover(null)(event);
     const [file] = event.dataTransfer?.files ?? [];
-    if (file) takeSettings(file);
+    if (!file || !state.capabilities) return;
+    if (event.target.closest?.(".start")) begin(file);
+    else takeSettings(file, () => begin(file));
   });
   byId("recall").addEventListener("click", () => byId("recall-file").click());
   byId("recall-file").addEventListener("change", (event) => {
-    if (event.target.files[0]) takeSettings(event.target.files[0]);
+    const [file] = event.target.files;
+    if (file) takeSettings(file, () => toast(t("recall.none", { name: file.name })));
     event.target.value = "";
   });
 }
 
-async function takeSettings(file) {
+/** A dropped picture of ours gives its settings; any other is one to begin with. */
+async function takeSettings(file, otherwise) {
   const settings = await settingsOf(file).catch(() => null);
   if (settings === null) {
-    toast(t("recall.none", { name: file.name }));
+    otherwise();
     return;
   }
   fill(settings);

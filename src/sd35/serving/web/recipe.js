@@ -50,6 +50,8 @@ function fromRecipe(recipe) {
     seed: String(recipe.seed),
     model: null,
     n: 1,
+    image: recipe.image_sha256 ?? null,
+    strength: recipe.strength ?? null,
     ...{ width, height, num_inference_steps, guidance_scale },
   };
 }
@@ -66,17 +68,30 @@ async function fromGallery(bytes) {
 
 /** The settings that give this picture of a job again, alone. */
 export function settingsFrom(one, seed) {
-  const { prompt, negative_prompt, model, width, height, num_inference_steps, guidance_scale } = one.request;
-  return { prompt, negative_prompt, model, width, height, num_inference_steps, guidance_scale, seed: String(seed), n: 1 };
+  const { prompt, negative_prompt, model, width, height, num_inference_steps, guidance_scale, image, strength } = one.request;
+  return { prompt, negative_prompt, model, width, height, num_inference_steps, guidance_scale, image, strength, seed: String(seed), n: 1 };
 }
 
 /** What draws this picture from a shell. */
 export function asCurl(settings) {
+  if (settings.image) return asForm(settings);
   const body = write({ ...simple(settings), ...extra(settings) }, 2).replaceAll("'", "'\\''");
   return [
     `curl -s ${new URL("v1/images/generations", ROOT)} \\`,
     `  -H "Authorization: Bearer $SD35_KEY" -H "Content-Type: application/json" \\`,
     `  -d '${body}' \\`,
+    `  | jq -r '.data[0].b64_json' | base64 -d > picture.png`,
+  ].join("\n");
+}
+
+/** The same where it begins with a picture, which the reader has to put beside it. */
+function asForm(settings) {
+  const fields = Object.entries({ ...simple(settings), ...extra(settings) });
+  const quoted = (value) => `'${String(value).replaceAll("'", "'\\''")}'`;
+  return [
+    `curl -s ${new URL("v1/images/edits", ROOT)} \\`,
+    `  -H "Authorization: Bearer $SD35_KEY" -F image=@start.png \\`,
+    ...fields.map(([name, value]) => `  --form-string ${name}=${quoted(value)} \\`),
     `  | jq -r '.data[0].b64_json' | base64 -d > picture.png`,
   ].join("\n");
 }
@@ -89,7 +104,7 @@ import os
 from openai import OpenAI
 
 client = OpenAI(base_url=${write(new URL("v1", ROOT))}, api_key=os.environ.get("SD35_KEY", "none"))
-answer = client.images.generate(
+answer = client.images.${settings.image ? `edit(\n    image=open("start.png", "rb"),` : "generate("}
 ${keywords(simple(settings), "    ")}
     extra_body={
 ${entries(extra(settings), "        ")}
@@ -102,11 +117,12 @@ with open("picture.png", "wb") as file:
 
 const simple = ({ model, prompt, width, height }) => ({ model, prompt, size: `${width}x${height}` });
 
-const extra = ({ negative_prompt, num_inference_steps, guidance_scale, seed }) => ({
+const extra = ({ negative_prompt, num_inference_steps, guidance_scale, seed, image, strength }) => ({
   negative_prompt,
   num_inference_steps,
   guidance_scale,
   seed,
+  ...(image && { strength }),
 });
 
 /** JSON's strings and numbers are Python's too. */

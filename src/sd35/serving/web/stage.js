@@ -7,6 +7,7 @@ import { dismiss, erase, remaining } from "./jobs.js";
 import { openLightbox } from "./lightbox.js";
 import { loadedShare } from "./places.js";
 import { asCurl, asPython, settingsFrom } from "./recipe.js";
+import { beginWith } from "./source.js";
 import { compareWith, isFinal, on, pictures, resolve, select, state } from "./store.js";
 import { copy, onTrouble, troubleCard, waysOut } from "./words.js";
 
@@ -174,6 +175,7 @@ function facts(job, image) {
     job.peak_vram_bytes ? h("span", {}, t("peak", { bytes: gigabytes(job.peak_vram_bytes) })) : null,
     h("span", {}, `${image.width} × ${image.height}`),
     h("span", {}, t("seed.fact", { seed: image.seed })),
+    job.request.strength && h("span", {}, t("start.fact", { percent: Math.round(100 * job.request.strength) })),
     h("span", {}, job.request.model),
   ];
   return h("p", { class: "facts" }, found.filter(Boolean));
@@ -188,6 +190,7 @@ function actions(job, image) {
     action("again", "use-again", () => (fill(settings), byId("prompt").focus())),
     action("vary", "vary", () => (fill({ ...settings, seed: anySeed() }), fillUnlocked(), go())),
     action("compare", "compare", () => compare(job, image)),
+    action("start", "start.it", () => beginWith(image.url, fileName(job, image)).then((begun) => begun && byId("prompt").focus())),
     h("a", { class: "action", href: image.url, download: fileName(job, image), rel: "noreferrer" }, icon("download"), t("download")),
     codeMenu(settings),
     bin(job, image),
