@@ -131,6 +131,7 @@ def _load(
     width, beside = sizes.mmdit.text_channels, None if plan.moves else shared
     encoders = load_text_encoders(checkpoint, width, identity, lying, beside)
     mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying, beside)
+    residence = Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget)
     return Pipeline(
         variant=variant,
         text_encoders=encoders,
@@ -139,8 +140,8 @@ def _load(
         shift=read_shift(checkpoint),
         device=placement.device,
         identity=identity,
-        residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
-        recorder=Recorder() if placement.cuda_graphs else None,
+        residence=residence,
+        recorder=Recorder(before=partial(residence.bring, mmdit)) if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
 
