@@ -5,9 +5,9 @@ seconds and output before it looks at the first byte, knows three formats, and e
 in isolation (`python -I -S`), so it imports nothing of ours, nothing from the current folder, and of what is
 installed Pillow alone.
 
-Arguments: the folder that Pillow is in, most pixels, bytes of address space, seconds of CPU, bytes of output. The first line of stdout is
-JSON, {"width": w, "height": h} with w * h * 3 bytes behind it, or {"refused": why}. Any other ending says
-that the file is damaged, or worse.
+Arguments: the folder that Pillow is in, most pixels, bytes of address space, seconds of CPU, bytes of output.
+The first line of stdout is JSON: {"width": w, "height": h}, with w * h * 3 bytes behind it, or {"refused":
+why}. Any other ending says that the file is damaged, or worse.
 """
 
 import io

@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may cost; the defaults take a photograph of 32 megapixels with transparency."""
+    """What a picture may cost; the defaults take 32 megapixels with transparency and a colour profile."""
 
     file_bytes: int = 32 << 20
     pixels: int = 32_000_000
     address_space: int = 1 << 30  # bytes
-    cpu_s: int = 10
-    wall_s: float = 30.0
+    cpu_s: int = 20
+    wall_s: float = 40.0
 
 
 def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
