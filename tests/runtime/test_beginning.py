@@ -22,6 +22,7 @@ from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError
 from sd35.kernels.api import choose_operations
 from sd35.pictures_in.source_picture import SourcePicture
+from sd35.quantization.transcode import convert
 from sd35.request import GenerationRequest
 from sd35.runtime import memory
 from sd35.runtime import pipeline as pipeline_module
@@ -168,6 +169,23 @@ def test_equals_diffusers(
     found = latents_of(pipeline_fp32, request, monkeypatch)
     assert float(expected.std()) > 0.3
     assert float((found - expected).abs().max()) < 2e-3 * float(expected.std())
+
+
+@torch.inference_mode()
+def test_a_single_file_has_its_encoder(
+    demo: Path, pipeline_fp32: Pipeline, apple: SourcePicture, tmp_path: Path
+) -> None:
+    """Under the original names the same encoder is found: the latents are the folder's, to the last bit."""
+    file = tmp_path / "single.safetensors"
+    convert(demo, file, "16bit-file")
+    config = RuntimeConfig(device="cpu", compute_dtype="fp32")
+    single = load_pipeline(file, config, components=demo)
+    pictures = begun(apple).pictures(single.variant)
+    found = [
+        one.source_encoder.encode(pictures, one.residence.plan, one.residence.dock)
+        for one in (pipeline_fp32, single)
+    ]
+    assert torch.equal(*found)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

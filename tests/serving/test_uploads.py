@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd35.errors import MissingError
 from sd35.pictures_in.source_picture import SourcePicture
 from sd35.serving.problems import Problem, ServiceError
+from sd35.serving.store import Store
 from sd35.serving.uploads import Upload, Uploads, read_upload
 
 from .conftest import Served, ServerFactory
@@ -159,3 +160,23 @@ def test_an_acknowledged_upload_survives_its_server(start_server: ServerFactory,
     served.client.delete(f"/api/v1/jobs/{slow}")
     assert read_upload(tmp_path / "data" / "uploads" / f"{SOURCE.sha256}.png") == SOURCE
     assert served.end(waiting)["state"] == "succeeded"
+
+
+def test_erasing_the_pictures_lets_the_upload_go(start_server: ServerFactory, tmp_path: Path) -> None:
+    """With a job's last picture its source is named no more, so retention will remove it."""
+    served = start_server()
+    job = served.end(served.post(image=in_base64(sent()))["id"])
+    served.client.delete(f"/api/v1/jobs/{job['id']}/images").raise_for_status()
+    assert served.job(job["id"])["request"]["image"] is None
+    served.stop()
+    store = Store(f"sqlite:///{tmp_path / 'data' / 'jobs.sqlite3'}")
+    assert store.uploads_named() == set()
+    store.close()
+
+
+def test_the_record_names_the_source(served: Served) -> None:
+    """Whoever reads the records sees what a picture began with, and how much of it might go."""
+    job = served.end(served.post(image=in_base64(sent()), strength=0.25)["id"])
+    records = served.client.get("/api/v1/records").json()["data"]
+    (record,) = [one for one in records if one["id"] == job["id"]]
+    assert (record["image_sha256"], record["strength"]) == (SOURCE.sha256, 0.25)

@@ -2,11 +2,12 @@
 
 Decoders are old C code that strangers aim at, so this process has little to lose: it limits its own memory,
 seconds and output before it looks at the first byte, knows three formats, and ends. It is run by its path and
-in isolation (`python -I`), so it imports nothing of ours, and nothing from the current folder.
+in isolation (`python -I -S`), so it imports nothing of ours, nothing from the current folder, and of what is
+installed Pillow alone.
 
-Arguments: most pixels, bytes of address space, seconds of CPU, bytes of output. The first line of stdout is
-JSON, {"width": w, "height": h} with w * h * 3 bytes behind it, or {"refused": why}. Any other ending says
-that the file is damaged, or worse.
+Arguments: the folder that Pillow is in, most pixels, bytes of address space, seconds of CPU, bytes of output.
+The first line of stdout is JSON: {"width": w, "height": h}, with w * h * 3 bytes behind it, or {"refused":
+why}. Any other ending says that the file is damaged, or worse.
 """
 
 import io
@@ -87,7 +88,8 @@ def in_srgb(image: "Image", profile: bytes | None) -> "Image":
 
 def main() -> None:
     """Read, decode, answer."""
-    most_pixels, address_space, cpu_s, output = map(int, sys.argv[1:])
+    sys.path.append(sys.argv[1])
+    most_pixels, address_space, cpu_s, output = map(int, sys.argv[2:])
     limit(address_space, cpu_s, output)
     data = sys.stdin.buffer.read()
     try:

@@ -133,6 +133,7 @@ def _load(
     width, beside = sizes.mmdit.text_channels, None if plan.moves else shared
     encoders = load_text_encoders(checkpoint, width, identity, lying, beside)
     mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying, beside)
+    residence = Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget)
     return Pipeline(
         variant=variant,
         text_encoders=encoders,
@@ -141,9 +142,9 @@ def _load(
         shift=read_shift(checkpoint),
         device=placement.device,
         identity=identity,
-        residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
+        residence=residence,
         source_encoder=SourceEncoder(partial(_load_vae_encoder, checkpoint, placement), placement.device),
-        recorder=Recorder() if placement.cuda_graphs else None,
+        recorder=Recorder(before=partial(residence.bring, mmdit)) if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
 

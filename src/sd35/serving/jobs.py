@@ -56,7 +56,8 @@ class Priority(StrEnum):
 class Spec:
     """What to draw, complete: no gap is left to fill after the job has been accepted.
 
-    `image` is the name of an upload (`uploads.py`), and `strength` how much of it may go; both or neither.
+    `image` is the name of an upload (`uploads.py`), and `strength` how much of it may go; both or neither,
+    until the job's pictures are erased, and the image with them.
     """
 
     prompt: str
