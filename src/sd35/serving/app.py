@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35 import __version__
@@ -260,11 +260,14 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """All that this path knows; a route that refuses a method knows only its own."""
-    app: FastAPI = request.app
-    here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    found = {method for route in here if isinstance(route, Route) for method in route.methods or ()}
-    return sorted(found | ({"HEAD"} if "GET" in found else set()))
+    """All that this path knows; the route that has refused a method knows only its own."""
+
+    def is_known(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in request.app.routes)
+
+    found = [method for method in ("DELETE", "GET", "POST", "PUT") if is_known(method)]
+    return sorted([*found, "HEAD"] if "GET" in found else found)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -146,11 +146,13 @@ def _describe_form(form: dict[str, Any], schema: dict[str, Any]) -> None:
 
 
 def _describe_files(field: dict[str, Any]) -> bool:
-    """Files by the name that programs know them by; whether there are any."""
-    found = [kind for kind in (field, field.get("items", {})) if kind.pop("contentMediaType", None)]
-    for kind in found:
-        kind["format"] = "binary"
-    return bool(found)
+    """A file by the name that programs know it by, and a list of one as that one; whether it is any."""
+    if "contentMediaType" not in {**field, **field.get("items", {})}:
+        return False
+    for word in ("contentMediaType", "items", "minItems", "maxItems", "default"):
+        field.pop(word, None)
+    field |= {"type": "string", "format": "binary"}
+    return True
 
 
 def _locked(found: dict[str, Any]) -> dict[str, Any]:

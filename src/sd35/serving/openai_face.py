@@ -72,7 +72,7 @@ class EditsForm(ImagesBody):
     )
 
     image: UploadFile | None = None
-    images: Annotated[list[UploadFile], Field(alias="image[]"), described(minItems=1, maxItems=1)] = []
+    images: Annotated[list[UploadFile], Field(alias="image[]")] = []
     mask: SkipJsonSchema[UploadFile | None] = None
     input_fidelity: Literal["low", "high"] | None = None
     strength: Strength | None = None

@@ -1,4 +1,4 @@
-"""What schemathesis can't invent: pictures, and addresses that nobody has (RFC 2606)."""
+"""What schemathesis can't invent (pictures, addresses that nobody has: RFC 2606), and what it gets wrong."""
 
 import base64
 import io
@@ -18,16 +18,23 @@ def _file(kind: str, colour: str) -> bytes:
 
 for kind in ("png", "jpeg", "webp"):
     schemathesis.openapi.media_type(f"image/{kind}", st.just(_file(kind, "teal")))
+schemathesis.openapi.format("binary", st.just(_file("png", "teal")))
 encoded = [base64.b64encode(_file("png", colour)).decode() for colour in ("teal", "red")]
 schemathesis.openapi.format("picture", st.sampled_from([*encoded, f"data:image/png;base64,{encoded[0]}"]))
 schemathesis.openapi.format(
     "uri", st.sampled_from(["https://hook.invalid/done", "http://hook.invalid:8080/"])
 )
-schemathesis.openapi.format("binary", st.just(_file("png", "teal")))
 
 
 @schemathesis.hook
 def filter_case(context: object, case: schemathesis.Case) -> bool:
-    """Schemathesis reckons in floats, where numbers just above the largest seed are equal to it."""
-    seed = case.body.get("seed") if isinstance(case.body, dict) else None
-    return not (isinstance(seed, int) and MAX_SEED < seed < MAX_SEED + 2**11)
+    """Leave out two kinds of requests that schemathesis takes for legal against the schema.
+
+    It reckons in floats, where numbers just above the largest seed are equal to it. And of a form with files
+    it makes one request whose texts are all empty, though they have a shortest length.
+    """
+    body = case.body if isinstance(case.body, dict) else {}
+    seed = body.get("seed")
+    is_above = isinstance(seed, int) and MAX_SEED < seed < MAX_SEED + 2**11
+    described = getattr(case.meta.phase.data, "description", "") if case.meta else ""
+    return not is_above and described != "Multipart body with custom encoding"

@@ -93,7 +93,8 @@ export function request() {
 /** A picture came to begin with, or went: its shape is the form's. */
 function takeShape() {
   const model = modelNamed(form.model);
-  change(source ? sizeLike(source, model) : (model.sizes.find((one) => one.ratio === form.ratio) ?? model.sizes[0]));
+  const size = source ? sizeLike(source, model) : (model.sizes.find((one) => one.ratio === form.ratio) ?? model.sizes[0]);
+  change({ ...size, ratio: ratioOf({ ...form, ...size }) });
 }
 
 /** 32 random bits, which every program can write. */
