@@ -46,7 +46,8 @@ class EventStream(StreamingResponse):
 
 
 Known = Annotated[Caller, Depends(caller_of)]
-ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
+# The same place in the path as a job's id, and so by the same name in the document.
+ClientId = Annotated[str, Path(alias="job_id", min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 NAME = "native"  # in records and metrics
 PICTURE_PATHS = (f"{PREFIX}/jobs",)  # where bodies may hold a picture
@@ -96,7 +97,7 @@ async def post_job(body: JobBody, request: Request, caller: Known) -> JSONRespon
     return await _accept(body, request, caller, None)
 
 
-@router.put("/jobs/{client_id}", status_code=202)
+@router.put("/jobs/{job_id}", status_code=202)
 async def put_job(client_id: ClientId, body: JobBody, request: Request, caller: Known) -> JSONResponse:
     """Accept a job under the client's own name; again with the same body gives the same job."""
     return await _accept(body, request, caller, client_id)

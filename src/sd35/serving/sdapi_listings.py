@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -11,7 +12,6 @@ from sd35.serving.fields import BASE64, described
 from sd35.serving.gateway import Known, gateway_of
 from sd35.serving.infotext import SAMPLER, SCHEDULER, recipe_of_file
 from sd35.serving.native import from_base64
-from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.settings import Model
 
 # What clients list before they draw, and there is none of here.
@@ -82,12 +82,17 @@ async def schedulers(caller: Known) -> list[dict[str, Any]]:
     return [{"name": name.lower(), "label": name, **row}]
 
 
-@router.get("/{listing}")
-async def nothing(listing: str, caller: Known) -> Any:
-    """An empty list, of what there is none of."""
-    if listing not in EMPTY:
-        raise ServiceError(Problem.NOT_FOUND, f"There is no {router.prefix}/{listing} on this server.")
-    return EMPTY[listing]
+def _answering(nothing: Any) -> Callable[..., Awaitable[Any]]:
+    async def listing(caller: Known) -> Any:
+        return nothing
+
+    return listing
+
+
+for _name, _nothing in EMPTY.items():
+    router.add_api_route(
+        f"/{_name}", _answering(_nothing), name=_name, description="Nothing: there is none of these here."
+    )
 
 
 def _checkpoint(model: Model) -> dict[str, Any]:
