@@ -252,3 +252,35 @@ def test_memory(served: Served) -> None:
     assert 0 < found["ram"]["free"] < found["ram"]["total"]
     assert found["ram"]["used"] + found["ram"]["free"] == found["ram"]["total"]
     assert set(found["cuda"]) == {"error"}
+
+
+def test_the_bundled_model_keeps_of_it_what_it_may(start_server: ServerFactory) -> None:
+    """Real pictures by each face: the less may change, the nearer to what it begins with."""
+    served = start_server(engine="sd35")
+    apple = {"prompt": "a red apple, flat style, on a blue background", "seed": 1}
+    drawn = served.client.post("/v1/images/generations", json=apple).raise_for_status().json()
+    source = base64.b64decode(drawn["data"][0]["b64_json"])
+    words = "a green apple, flat style, on a yellow background"
+    more: dict[str, Any] = {"seed": 3, "strength": 0.3}
+    edited = openai_client(served).images.edit(image=source, prompt=words, extra_body=more)
+    assert edited.data is not None
+    near = base64.b64decode(edited.data[0].b64_json or "")
+    form = {"prompt": words, "seed": "3", "mode": "image-to-image", "strength": "0.9"}
+    far = served.client.post(SD3, data=form, files={"image": source}, headers={"accept": "image/*"})
+    body = {"prompt": words, "seed": 3, "denoising_strength": 0.9}
+    body["init_images"] = [base64.b64encode(source).decode()]
+    same = served.client.post("/sdapi/v1/img2img", json=body).raise_for_status().json()
+    assert pixels(base64.b64decode(same["images"][0])) == pixels(far.content)
+    assert distance(source, near) < 0.7 * distance(source, far.content)
+
+
+def pixels(content: bytes) -> bytes:
+    """Of a picture's file."""
+    return Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+
+
+def distance(one: bytes, other: bytes) -> float:
+    """Mean difference of two pictures' values, of 255."""
+    pairs = zip(pixels(one), pixels(other), strict=True)
+    differences = [abs(first - second) for first, second in pairs]
+    return sum(differences) / len(differences)
