@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from sd35.request import Picture, PromptTexts
 from sd35.runtime.embeds import EmbedsKey, PromptCache, PromptEmbeds
+from sd35.runtime.text_models import Table
 
 CLIP_TOKENS = 77
 
@@ -44,6 +45,14 @@ class TextEncoder:
     def encode(self, texts: list[str], length: int) -> list[Any]:
         """What the model makes of each of these texts."""
         return cast(Model, self.model).each([self.tokens(text, length) for text in texts])
+
+    def layers(self) -> list[nn.Module]:
+        """The model's layers in the order in which a walk through it calls them."""
+        return list(next(inner for inner in self.model.modules() if isinstance(inner, nn.ModuleList)))
+
+    def tables(self) -> list[nn.Module]:
+        """What the model only looks up: most of the rest."""
+        return [inner for inner in self.model.modules() if isinstance(inner, Table)]
 
     def tokens(self, text: str, length: int) -> Tensor:
         """Token ids [1, length], padded and cut to the length."""

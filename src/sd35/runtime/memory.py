@@ -3,7 +3,7 @@
 Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
 
     resident    nothing leaves
-    staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
+    staged      one after the other leave: the text encoders (they pass layer by layer); the VAE's full-size
                 activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and
                 VAE while it is not their turn; half of a step's activations (two passes for guidance)
     streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
@@ -131,14 +131,13 @@ def passing_blocks(plan: MemoryPlan, num_layers: int) -> list[int]:
 def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
     """The plan's table: encode, tables (the modulations of all steps), loop, decode."""
     always, words = _always(plan, sizes)
-    t5_rooms = 2 * _room(sizes.largest_t5_layer)
-    visiting = max(*sizes.clips, t5_rooms) if not plan.encoders_stay else 0
+    visiting = 0 if plan.encoders_stay else 2 * _room(sizes.largest_encoder_layer)
     passing = 0 if plan.modulations_stay else 2 * _room(sizes.largest_modulation)
     loop_blocks, loop_words = _loop_blocks(plan, sizes)
     decoder = 0 if plan.vae_stays else sizes.vae
     table, step = _table(sizes, work), _step(plan, sizes, work)
     decode = decode_activations(plan, sizes, work)
-    guests = _and(words, not plan.encoders_stay and "encoders in turn")
+    guests = _and(words, not plan.encoders_stay and "encoders passing")
     return [
         Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
         Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
@@ -260,13 +259,14 @@ def _always(plan: MemoryPlan, sizes: Sizes) -> tuple[int, list[str]]:
     """Bytes that never leave, and their names."""
     parts = [
         (plan.encoders_stay, "encoders", sizes.encoders),
+        (not plan.encoders_stay, "", sizes.encoder_ends),
         (plan.modulations_stay, "AdaLN", sizes.modulations),
         (plan.blocks_stay and plan.passing < 1, "blocks", sizes.blocks - _passing_bytes(plan, sizes)),
         (True, "embedders", sizes.rest),
         (plan.vae_stays, "VAE", sizes.vae),
     ]
     staying = [(name, size) for stays, name, size in parts if stays]
-    return sum(size for _, size in staying), [name for name, _ in staying]
+    return sum(size for _, size in staying), [name for name, _ in staying if name]
 
 
 def _loop_blocks(plan: MemoryPlan, sizes: Sizes) -> tuple[int, str | bool]:

@@ -90,6 +90,8 @@ class Residence:
             yield
         finally:
             self._send_home()
+            if self.plan.moves:
+                self._empty_cache()  # what comes next would cut up their pieces: no recording could have them
 
     def bring(self, module: nn.Module) -> None:
         """What visits the device when this module is called comes now."""
@@ -122,13 +124,15 @@ class Residence:
         self._guests = []
         for part in parts:
             part.to(_HOST)
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what stays would cut up the pieces that are cached, and pin them
+        self._empty_cache()  # what stays would cut up the pieces that are cached, and pin them
         self._vae.walk = in_strips if self.plan.strips else whole
         if not self.plan.moves:
             for part in self.parts():
@@ -146,14 +150,10 @@ class Residence:
             for encoder in self._text_encoders():
                 encoder.model.to(self.device)
             return
-        for encoder in (self._encoders.clip_l, self._encoders.clip_g):
-            model = encoder.model
-            self._guests.append(Visit(Cargo(model), model, self.dock, before=self._send_home))
-        if self._encoders.t5 is not None:
-            # Its tables are read where they lie; a text's few vectors travel.
-            t5 = self._encoders.t5.model
-            t5.get_submodule("encoder.final_layer_norm").to(self.device)
-            layers = list(t5.get_submodule("encoder.block").children())
+        # Tables are read where they lie; a text's few vectors travel.
+        for encoder in self._text_encoders():
+            layers = encoder.layers()
+            self._settle(encoder.model, [*layers, *encoder.tables()])
             cargos = [Cargo(layer) for layer in layers]
             self._guests.append(Parade(layers, cargos, self.dock, repeats=False, before=self._send_home))
 
