@@ -23,6 +23,7 @@ class ScriptedEngine:
     drawings: list[list[float]]
     now: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    devices: tuple[torch.device, ...] = (torch.device("cpu"),)
     precision: str = "float8_e4m3fn"
     attention: str = "sdpa"
     plan: str = "staged"

@@ -17,9 +17,11 @@ from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.full_size import config_of
 from sd35.checkpoints.sizes import config_size
 from sd35.checkpoints.store import locate
+from sd35.config import RuntimeConfig
 from sd35.errors import RequestError
 from sd35.quantization.recipe import Recipe
 from sd35.request import Picture
+from sd35.runtime.devices import devices_of
 from sd35.runtime.encoders import encode
 from sd35.runtime.facts import components, precision
 from sd35.runtime.latents import decode, initial_latents
@@ -34,15 +36,17 @@ class Sd35Engine:
     """Our pipeline: a checkpoint's, or of random weights quantized as `sd35 quantize` does."""
 
     def __init__(self, workload: Workload) -> None:
+        if workload.stage is not None and len(workload.config().device_names) > 1:
+            raise RequestError("A stage alone is measured on one device: leave out --stage or --devices.")
         placement = resolve(workload.config())
-        self.device = placement.device
+        self.device, self.devices = placement.device, devices_of(workload.config())
         self.load_seconds: float | None = None
         self._pipeline = self._read(workload) if workload.checkpoint else _made(workload, self.device)
         self._stage = workload.stage
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
         self.precision = precision(self._pipeline)["transformer"]
         self.attention = str(self._pipeline.mmdit.engine.attention)
-        self.cap_bytes = _cap(workload.config().vram_bytes, self.device)
+        self.cap_bytes = _cap_all(workload.config())
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
 
@@ -50,7 +54,7 @@ class Sd35Engine:
         """The named checkpoint's pipeline, under the cap from the start; the clock waits for all."""
         assert workload.checkpoint is not None
         _demand_size(workload)
-        _cap(workload.config().vram_bytes, self.device)
+        _cap_all(workload.config())
         drain(self.device)  # a card's first call is not loading
         begin = time.perf_counter()
         pipeline = load_pipeline(workload.checkpoint, workload.config(), workload.model)
@@ -80,9 +84,9 @@ class Sd35Engine:
         pipeline, settings = self._pipeline, pictures[0].settings
         latents = initial_latents(pictures, self.device)
         plan = pipeline.residence.plan
-        recorder = None if plan.moves else pipeline.recorder
         denoise(
-            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
+            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step,
+            pipeline.usable_recorder(),
             one_pass=plan.one_pass,
         )  # fmt: skip
 
@@ -110,6 +114,12 @@ def _demand_size(workload: Workload) -> None:
         raise RequestError(
             f"{workload.checkpoint} has not the size of {workload.variant}: say its own with --variant."
         )
+
+
+def _cap_all(config: RuntimeConfig) -> int | None:
+    """Cap each card by what the config says of it; the largest of the caps."""
+    bounds = zip(config.vram_bytes_each, devices_of(config), strict=True)
+    return max(filter(None, [_cap(bound, device) for bound, device in bounds]), default=None)
 
 
 def _cap(nbytes: int | None, device: torch.device) -> int | None:

@@ -33,13 +33,13 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextEncoder:
     """A tokenizer and its model; the two are useless without one another."""
 
     tokenizer: Callable[..., Any]
     model: nn.Module
-    device: torch.device  # where it encodes; its weights may lie elsewhere meanwhile
+    device: torch.device  # where it encodes, as `residence.py` says; its weights may lie elsewhere meanwhile
 
     def encode(self, texts: list[str], length: int) -> list[Any]:
         """What the model makes of each of these texts."""
