@@ -23,7 +23,7 @@ class ScriptedEngine:
     drawings: list[list[float]]
     now: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    devices: tuple[torch.device, ...] = (torch.device("cpu"),)
+    caps: dict[torch.device, int | None] = field(default_factory=lambda: {torch.device("cpu"): None})
     precision: str = "float8_e4m3fn"
     attention: str = "sdpa"
     plan: str = "staged"

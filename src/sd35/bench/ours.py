@@ -39,14 +39,15 @@ class Sd35Engine:
         if workload.stage is not None and len(workload.config().device_names) > 1:
             raise RequestError("A stage alone is measured on one device: leave out --stage or --devices.")
         placement = resolve(workload.config())
-        self.device, self.devices = placement.device, devices_of(workload.config())
+        self.device = placement.device
         self.load_seconds: float | None = None
         self._pipeline = self._read(workload) if workload.checkpoint else _made(workload, self.device)
         self._stage = workload.stage
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
         self.precision = precision(self._pipeline)["transformer"]
         self.attention = str(self._pipeline.mmdit.engine.attention)
-        self.cap_bytes = _cap_all(workload.config())
+        self.caps = _cap_all(workload.config())
+        self.cap_bytes = max(filter(None, self.caps.values()), default=None)
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
 
@@ -116,10 +117,10 @@ def _demand_size(workload: Workload) -> None:
         )
 
 
-def _cap_all(config: RuntimeConfig) -> int | None:
-    """Cap each card by what the config says of it; the largest of the caps."""
-    bounds = zip(config.vram_bytes_each, devices_of(config), strict=True)
-    return max(filter(None, [_cap(bound, device) for bound, device in bounds]), default=None)
+def _cap_all(config: RuntimeConfig) -> dict[torch.device, int | None]:
+    """Cap each card by what the config says of it."""
+    bounds = zip(devices_of(config), config.vram_bytes_each, strict=True)
+    return {device: _cap(bound, device) for device, bound in bounds}
 
 
 def _cap(nbytes: int | None, device: torch.device) -> int | None:

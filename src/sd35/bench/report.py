@@ -176,10 +176,11 @@ def _engine_cells(row: Result, stages: Sequence[str]) -> list[str]:
 
 def _plan(row: Result) -> str:
     """The plan, and each card's peak where there are several."""
-    peaks = row.get("device_peaks") or {}
-    if not peaks:
+    devices = row.get("devices") or {}
+    if not devices:
         return str(row["plan"])
-    return f"{row['plan']}: " + ", ".join(f"{device} {_gib(peak)}" for device, peak in peaks.items())
+    peaks = (f"{name} {_gib(device['peak_bytes'])}" for name, device in devices.items())
+    return f"{row['plan']}: {', '.join(peaks)}"
 
 
 def _limit_lines(result: Result) -> list[str]:

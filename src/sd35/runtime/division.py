@@ -17,7 +17,7 @@ step's activations.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate, pairwise, product
 from typing import Any
 
@@ -26,6 +26,12 @@ from sd35.runtime.devices import Card
 from sd35.runtime.memory import Division, MemoryPlan, Stage, Work, gibibytes
 from sd35.runtime.sizes import Sizes
 
+_DIVIDED: tuple[tuple[memory.Name, bool], ...] = (
+    ("beside", False),
+    ("beside", True),  # decoding in strips costs less than hops in every step
+    ("split", False),
+    ("split", True),
+)
 _PERCENT = range(1, 101)
 
 Budgets = Sequence[int | None]  # of each card; None where there is no bound
@@ -37,8 +43,8 @@ def candidates(sizes: Sizes, work: Work, budgets: Budgets) -> Iterator[MemoryPla
     yield resident
     bounds = [budget for budget in budgets if budget is not None]
     if len(bounds) == len(budgets) > 1:
-        yield from _roomiest("beside", sizes, work, bounds)
-        yield from _roomiest("split", sizes, work, bounds)
+        for name, strips in _DIVIDED:
+            yield from _roomiest(MemoryPlan(name, strips=strips), sizes, work, bounds)
     yield from smaller
 
 
@@ -169,13 +175,13 @@ def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, cards: Sequence[Card]
     return "\n".join([f"plan: {memory.described(plan)}", *memory.aligned_columns(rows)])
 
 
-def _roomiest(name: memory.Name, sizes: Sizes, work: Work, bounds: Sequence[int]) -> list[MemoryPlan]:
+def _roomiest(kind: MemoryPlan, sizes: Sizes, work: Work, bounds: Sequence[int]) -> list[MemoryPlan]:
     """Of the divisions of this kind that fit, the one whose fullest card has the most left."""
-    divide = _divided if name == "split" else _undivided
+    divide = _divided if kind.name == "split" else _undivided
     found = [
-        MemoryPlan(name, division=division)
+        replace(kind, division=division)
         for encoders, vae in product(range(len(bounds)), repeat=2)
-        if (division := divide(encoders, vae, sizes, work, bounds)) is not None
+        if (division := divide(kind, Division(encoders, vae, (0,) * len(bounds)), sizes, work, bounds))
     ]
     fitting = [plan for plan in found if fits(plan, sizes, work, bounds)]
     return [max(fitting, key=lambda plan: _headroom(plan, sizes, work, bounds))] if fitting else []
@@ -185,25 +191,28 @@ def _headroom(plan: MemoryPlan, sizes: Sizes, work: Work, bounds: Sequence[int])
     return min(bound - peak for bound, peak in zip(bounds, peaks(plan, sizes, work), strict=True))
 
 
-def _undivided(encoders: int, vae: int, sizes: Sizes, work: Work, bounds: Sequence[int]) -> Division:
+def _undivided(
+    kind: MemoryPlan, empty: Division, sizes: Sizes, work: Work, bounds: Sequence[int]
+) -> Division:
     """All blocks on the first card."""
-    return Division(encoders, vae, (len(sizes.block_bytes), *[0] * (len(bounds) - 1)))
+    return replace(empty, blocks=(len(sizes.block_bytes), *empty.blocks[1:]))
 
 
-def _divided(encoders: int, vae: int, sizes: Sizes, work: Work, bounds: Sequence[int]) -> Division | None:
-    """Blocks over the cards, with the same share of each one's room taken; None where there is too little."""
-    empty = Division(encoders, vae, (0,) * len(bounds))
-    step = memory.step_bytes(MemoryPlan("split"), sizes, work)
+def _divided(
+    kind: MemoryPlan, empty: Division, sizes: Sizes, work: Work, bounds: Sequence[int]
+) -> Division | None:
+    """Blocks over the cards, the same share of each one's room taken; None where there is too little."""
+    bare, step = replace(kind, division=empty), memory.step_bytes(kind, sizes, work)
     rooms = []
     for card, bound in enumerate(bounds):
-        stages = stages_on(card, MemoryPlan("split", division=empty), sizes, work)
-        in_loop = max(stage.bytes + (step if stage.name == "loop" and card else 0) for stage in stages)
-        rooms.append(max(0, bound - in_loop))
+        stages = stages_on(card, bare, sizes, work)
+        taken = max(stage.bytes + (step if stage.name == "loop" and card else 0) for stage in stages)
+        rooms.append(max(0, bound - taken))
     blocks = [sum(pair) for pair in zip(sizes.block_bytes, sizes.block_modulations, strict=True)]
     for percent in _PERCENT:
         counts = _filled(blocks, [room * percent // 100 for room in rooms])
         if counts is not None:
-            return Division(encoders, vae, counts)
+            return replace(empty, blocks=counts)
     return None
 
 
