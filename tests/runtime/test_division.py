@@ -162,6 +162,16 @@ def test_after_a_card_was_full_the_first_is_alone(divided: Division, large: Size
     assert following.name == "beside"
 
 
+def test_a_split_that_hardly_used_the_first_card_falls_back_too() -> None:
+    """Where no plan of the first card alone needs less of it than the split, its smallest is tried."""
+    found, budgets = sizes("medium", Recipe()), bounds(2, 14)
+    split = division.choose(found, GUIDED, budgets)
+    assert split.name == "split"
+    smaller = division.smaller_than(split, found, GUIDED, budgets)
+    assert smaller == list(memory.ladder())[-1]
+    assert division.smaller_than(smaller, found, GUIDED, budgets) is None
+
+
 def test_one_card_has_the_plans_of_before(large: Sizes) -> None:
     """With one budget, or none, nothing is divided."""
     for budget in (None, *bounds(24, 7.2, 5.2, 3.2)):

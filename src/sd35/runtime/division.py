@@ -65,13 +65,15 @@ def choose_or_smallest(sizes: Sizes, work: Work, budgets: Budgets) -> MemoryPlan
 def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work, budgets: Budgets) -> MemoryPlan | None:
     """After a card had less room than was promised: the next plan that needs less of the first, if any.
 
-    Nobody knows which card it was. So after a divided plan come those of the first card alone.
+    Nobody knows which card it was. So after a divided plan come those of the first card alone: of them the
+    smallest too where none needs less of that card, as it may well have been another.
     """
     if plan.moves:
         return memory.smaller_than(plan, sizes, work)
-    later = [other for other in candidates(sizes, work, budgets) if other.moves or plan.division is None]
     used = peaks(plan, sizes, work)[0]
-    return next((other for other in later if peaks(other, sizes, work)[0] < used), None)
+    later = [other for other in candidates(sizes, work, budgets) if other.moves or plan.division is None]
+    smaller = next((other for other in later if peaks(other, sizes, work)[0] < used), None)
+    return later[-1] if smaller is None and plan.division else smaller
 
 
 def fits(plan: MemoryPlan, sizes: Sizes, work: Work, budgets: Budgets) -> bool:
