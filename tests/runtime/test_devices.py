@@ -116,7 +116,7 @@ def test_streams_hop_once_at_each_border(
 
 
 def test_a_stream_is_settled_before_it_hops() -> None:
-    """Tokens and gated branch as one tensor, as the next norm reads them; one that is there stays as it is."""
+    """Tokens and gated branch as one tensor, as the next norm reads them; one that is there is left alone."""
     stream = Residual(torch.randn(1, 3, 8), torch.randn(1, 3, 8), torch.randn(1, 8))
     assert hop(stream, CPU, reference) is stream
     there = hop(stream, torch.device("cpu:0"), reference)
@@ -235,7 +235,6 @@ def test_budgets_divide_at_load(demo_fp8: Path, small: GenerationRequest) -> Non
     beside = load_pipeline(demo_fp8, config)
     assert beside.residence.plan.name == "beside"
     assert np.array_equal(drawn(beside, small), drawn(free, small))
-    assert beside.usable_recorder() is None  # there is none on a CPU
     larger = Work(512, 512, 1, 28, 141, guided=True)
     assert beside.residence.needs_change(larger) == (
         not division.fits(beside.residence.plan, sizes, larger, [tight, 10 * tight])
@@ -280,7 +279,8 @@ def test_a_recording_is_of_one_card(spread: Pipeline) -> None:
     usable = []
     for plan in plans_of(len(spread.mmdit.blocks)):
         spread.residence.change(plan)
-        usable.append(recording.usable_recorder())
+        with recording.recording() as found:
+            usable.append(found)
     assert usable == [recorder, None, None, None, None]
 
 
@@ -377,6 +377,7 @@ def test_graphs_replay_beside(demo_fp8: Path, small: GenerationRequest) -> None:
     divided = load_pipeline(demo_fp8, RuntimeConfig(devices=CARDS))
     layers = len(divided.mmdit.blocks)
     divided.residence.change(MemoryPlan("beside", division=Division(1, 1, (layers, 0))))
-    assert divided.usable_recorder() is not None
+    with divided.recording() as recorder:
+        assert recorder is not None
     for _ in range(2):
         assert np.abs(drawn(divided, small) - expected).max() <= 3

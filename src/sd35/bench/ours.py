@@ -36,8 +36,6 @@ class Sd35Engine:
     """Our pipeline: a checkpoint's, or of random weights quantized as `sd35 quantize` does."""
 
     def __init__(self, workload: Workload) -> None:
-        if workload.stage is not None and len(workload.config().device_names) > 1:
-            raise RequestError("A stage alone is measured on one device: leave out --stage or --devices.")
         placement = resolve(workload.config())
         self.device = placement.device
         self.load_seconds: float | None = None
@@ -85,11 +83,11 @@ class Sd35Engine:
         pipeline, settings = self._pipeline, pictures[0].settings
         latents = initial_latents(pictures, self.device)
         plan = pipeline.residence.plan
-        denoise(
-            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step,
-            pipeline.usable_recorder(),
-            one_pass=plan.one_pass,
-        )  # fmt: skip
+        with pipeline.recording() as recorder:
+            denoise(
+                pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
+                one_pass=plan.one_pass,
+            )  # fmt: skip
 
     def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         decode(self._pipeline.vae, initial_latents(pictures, self.device))

@@ -144,7 +144,8 @@ class Parade:
     """Modules that are called one after another, and of which two are on the card at most.
 
     With `repeats`, the first is fetched again while the last works, and the rooms stay until `leave`; else
-    the last one's end is the end. A module called out of turn is fetched when it is called.
+    the last one's end is the end. A module called out of turn is fetched when it is called. `keep` makes of
+    a module's result one that reads nothing of the module's: the next but one takes its room.
     """
 
     def __init__(
@@ -155,8 +156,9 @@ class Parade:
         *,
         repeats: bool,
         before: Callable[[], None] = lambda: None,
+        keep: Callable[[Any], Any] = lambda result: result,
     ) -> None:
-        self._cargos, self._before = cargos, before
+        self._cargos, self._before, self._keep = cargos, before, keep
         self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device)
         self._rooms: list[Tensor] = []
         self._free: list[Any] = [None, None]  # when each room's last reader is done
@@ -190,7 +192,7 @@ class Parade:
     def _hook(self, i: int, module: nn.Module) -> list[Any]:
         return [
             module.register_forward_pre_hook(lambda *_: self._arrive(i)),
-            module.register_forward_hook(lambda *_: self._depart(i)),
+            module.register_forward_hook(lambda _module, _given, result: self._depart(i, result)),
         ]
 
     def _arrive(self, i: int) -> None:
@@ -209,14 +211,16 @@ class Parade:
         if following < len(self._cargos) or self._repeats:
             self._fetch(following % len(self._cargos), 1 - room)
 
-    def _depart(self, i: int) -> None:
+    def _depart(self, i: int, result: Any) -> Any:
         assert self._working is not None
         assert self._working[0] == i, "modules of a parade are not called inside one another"
+        result = self._keep(result)
         self._cargos[i].go_home()
         self._free[self._working[1]] = self._lane.now()
         self._working = None
         if i == len(self._cargos) - 1 and not self._repeats:
             self.leave()
+        return result
 
     def _fetch(self, i: int, room: int) -> None:
         cargo, place = self._cargos[i], self._rooms[room]

@@ -118,10 +118,10 @@ class Pipeline:
         clock = StageClock(self.device)
         with clock("encode"), residence.stage(), current(residence.encoders_on):
             embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
-        with clock("denoise"), residence.stage():
+        with clock("denoise"), residence.stage(), self.recording() as recorder:
             latents = initial_latents(pictures, self.device)
             latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step, self.usable_recorder(),
+                self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
                 guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
@@ -140,13 +140,19 @@ class Pipeline:
             self.colours.fit(self.vae, vae_on, self.device)
         return Glimpses(previews.after_steps, self.colours.paint, previews.show)
 
-    def usable_recorder(self) -> Recorder | None:
-        """None where weights move: a recording knows addresses, and keeps its activations' memory.
+    @contextmanager
+    def recording(self) -> Iterator[Recorder | None]:
+        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
 
-        Nor where blocks are on several cards: a recording is of one.
+        None too where blocks are on several cards, as a recording is of one. Where weights move between
+        stages, its recordings end with the loop, and so does their memory.
         """
         plan = self.residence.plan
-        return None if plan.moves or plan.name == "split" else self.recorder
+        try:
+            yield None if plan.passing or plan.name == "split" else self.recorder
+        finally:
+            if plan.moves:
+                self._forget_recordings()
 
     def _forget_recordings(self) -> None:
         if self.recorder is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sd35.errors import DeviceError
+from sd35.kernels.operands import Residual
 from sd35.runtime import division, memory
 from sd35.runtime.devices import Card
 from sd35.runtime.encoders import TextEncoder, TextEncoders
@@ -60,6 +61,7 @@ class Residence:
 
     @budget.setter
     def budget(self, nbytes: int | None) -> None:
+        """From now on."""
         self.cards = (replace(self.cards[0], budget=nbytes), *self.cards[1:])
 
     @property
@@ -214,7 +216,7 @@ class Residence:
         self._settle(mmdit.blocks, [*modulations, *passing])
         if passing:
             cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
-            self._guests.append(Parade(passing, cargos, self.dock, repeats=True))
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True, keep=_kept))
 
     def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
         """Move a module to the device for good, but for some modules below it."""
@@ -243,3 +245,9 @@ class Residence:
     def parts(self) -> list[nn.Module]:
         """All modules with weights."""
         return [*(encoder.model for encoder in self._text_encoders()), self._mmdit, self._vae]
+
+
+def _kept(streams: tuple[Residual, Residual]) -> tuple[Residual, Residual]:
+    """A block's streams, whose last products its successor finishes, when the block may have gone."""
+    sample, context = streams
+    return sample.kept(), context.kept()
