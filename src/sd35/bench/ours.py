@@ -101,7 +101,12 @@ class Sd35Engine:
 def _made(workload: Workload, device: torch.device) -> Pipeline:
     """A pipeline of random weights, FP8 where `sd35 quantize` makes FP8."""
     checkpoint = RandomCheckpoint(workload.variant, device, Recipe())
-    return assemble(checkpoint, workload.config(), workload.model, identity="random")
+    pipeline = assemble(checkpoint, workload.config(), workload.model, identity="random")
+    if pipeline.residence.plan.division is not None:
+        # Drawing and quantizing leave holes between the weights, which a checkpoint's bytes do not.
+        pipeline.rest()
+        pipeline.wake()
+    return pipeline
 
 
 def _demand_size(workload: Workload) -> None:

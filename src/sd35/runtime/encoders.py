@@ -103,4 +103,5 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
     rows = {prompt: fresh.get(prompt) or cache.recall(key) for prompt, key in keys.items()}
     for prompt, embeds in fresh.items():
         cache.keep(keys[prompt], embeds)
-    return PromptEmbeds.join([rows[prompt] for prompt in prompts])
+    # What is kept may be from before the encoders went to another device.
+    return PromptEmbeds.join([rows[prompt].to(encoders.clip_l.device) for prompt in prompts])
