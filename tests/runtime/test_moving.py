@@ -49,7 +49,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_layer_called_again_at_once_is_fetched_once(
     layers: list[nn.Linear], fetched: list[int], repeats: bool
 ) -> None:
-    """Two inputs, layer by layer: the second meets the layer where the first left it, but for the last's end."""
+    """Two inputs, layer by layer: the second finds the layer there, or, of the last, a new one."""
     a, b = torch.randn(3, 5), torch.randn(2, 5)
     expected = run(layers, a), run(layers, b)
     guests = parade(layers, Dock(CPU), repeats=repeats)

@@ -34,13 +34,13 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextEncoder:
     """A tokenizer and its model; the two are useless without one another."""
 
     tokenizer: Callable[..., Any]
     model: nn.Module
-    device: torch.device  # where it encodes; its weights may lie elsewhere meanwhile
+    device: torch.device  # where it encodes, as `residence.py` says; its weights may lie elsewhere meanwhile
 
     def encode(self, texts: list[str], length: int) -> list[Any]:
         """What the model makes of each of these texts."""
@@ -112,4 +112,5 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
     rows = {prompt: fresh.get(prompt) or cache.recall(key) for prompt, key in keys.items()}
     for prompt, embeds in fresh.items():
         cache.keep(keys[prompt], embeds)
-    return PromptEmbeds.join([rows[prompt] for prompt in prompts])
+    # What is kept may be from before the encoders went to another device.
+    return PromptEmbeds.join([rows[prompt].to(encoders.clip_l.device) for prompt in prompts])

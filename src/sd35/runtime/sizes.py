@@ -22,10 +22,10 @@ _SCALE_BYTES = 4
 class Sizes:
     """Bytes of weights by what moves together; shapes for the formulas of activations.
 
-    `modulations` are the AdaLN layers, `largest_modulation` one of them; `block_bytes` is all else in each of
-    the joint blocks; `rest` is what the transformer has beside both. `t5_tables` is T5 but for its layers.
-    `largest_encoder_layer` is one of T5's where there is T5; `encoder_ends` is what all encoders have beside
-    layers and tables.
+    `modulations` are the AdaLN layers, `largest_modulation` one of them, `block_modulations` those of each
+    joint block; `block_bytes` is all else in each of the blocks; `rest` is what the transformer has beside
+    both. `t5_tables` is T5 but for its layers. `largest_encoder_layer` is one of T5's where there is T5;
+    `encoder_ends` is what all encoders have beside layers and tables.
     """
 
     clips: tuple[int, int]
@@ -35,6 +35,7 @@ class Sizes:
     encoder_ends: int
     modulations: int
     largest_modulation: int
+    block_modulations: tuple[int, ...]
     block_bytes: tuple[int, ...]
     rest: int
     vae: int
@@ -86,6 +87,7 @@ def sizes_of(checkpoint: Checkpoint, mmdit: MMDiTConfig, vae_config: VaeConfig, 
         encoder_ends=sum(ends),
         modulations=sum(modulations.values()),
         largest_modulation=max(modulations.values()),
+        block_modulations=tuple(_grouped(modulations, "transformer_blocks.", 2)),
         block_bytes=tuple(blocks),
         rest=sum(others.values()) - sum(blocks),
         vae=sum(size for name, size in parts["vae"].items() if not name.startswith("encoder.")),
@@ -126,13 +128,13 @@ def _modulations(transformer: dict[str, int]) -> dict[str, int]:
 
 
 def _grouped(tensors: dict[str, int], prefix: str, depth: int) -> list[int]:
-    """Bytes of each numbered layer under a prefix; `depth` words of a name tell layers apart."""
-    found: dict[str, int] = {}
+    """Bytes of each numbered layer under a prefix, in their order; a name's word `depth` is the number."""
+    found: dict[int, int] = {}
     for name, size in tensors.items():
         if name.startswith(prefix):
-            layer = ".".join(name.split(".")[:depth])
+            layer = int(name.split(".")[depth - 1])
             found[layer] = found.get(layer, 0) + size
-    return list(found.values())
+    return [found[layer] for layer in sorted(found)]
 
 
 def _layer(name: str) -> str:
