@@ -113,6 +113,19 @@ def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
     assert residence.dock.held == 0
 
 
+def test_blocks_come_when_they_are_brought(movable: Pipeline) -> None:
+    """Before a loop is recorded: all that the transformer's call would bring, and nothing of the others'."""
+    movable.residence.change(next(plan for plan in PLANS if not plan.blocks_stay))
+    movable.residence.bring(movable.vae)
+    brought = movable.residence.dock.held
+    movable.residence.bring(movable.mmdit)
+    sizes = movable.residence.sizes
+    assert movable.residence.dock.held - brought == pytest.approx(sizes.blocks, rel=0.02)
+    assert brought == pytest.approx(sizes.vae, rel=0.02)
+    movable.residence.change(PLANS[0])
+    assert movable.residence.dock.held == 0
+
+
 def test_kept_prompts_need_no_encoders(movable: Pipeline, small: GenerationRequest) -> None:
     """A second request with the same texts moves no encoder: nothing visits in the encode stage."""
     movable.residence.change(PLANS[2])
@@ -248,7 +261,7 @@ def test_a_loop_is_recorded_where_weights_move_between_stages(
     eager = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
     eager.residence.change(plan)
     expected = drawn(eager, small)
-    recorded = replace(eager, recorder=Recorder())
+    recorded = replace(eager, recorder=Recorder(lambda: eager.residence.bring(eager.mmdit)))
     assert np.array_equal(drawn(recorded, small), expected)
     before = torch.cuda.memory_allocated()
     assert np.array_equal(drawn(recorded, small), expected)
@@ -265,9 +278,8 @@ def test_a_card_that_is_full(demo_fp8: Path, small: GenerationRequest) -> None:
     baseline, total = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((baseline + (24 << 20)) / total)
-        larger = replace(small, width=1024, height=1024)
         with pytest.raises(DeviceError, match="largest square that fits"):
-            on_card.generate(replace(larger, num_images=8))
+            on_card.generate(replace(small, width=512, height=512, num_images=64))
         assert on_card.residence.plan != PLANS[0]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -8,6 +8,7 @@ more, in which libraries choose their kernels.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -36,9 +37,13 @@ class Recording:
 
 
 class Recorder:
-    """Replays `euler_step` of one model; a step of new shapes is recorded first, the oldest forgotten."""
+    """Replays `euler_step` of one model; a step of new shapes is recorded first, the oldest forgotten.
 
-    def __init__(self) -> None:
+    `before` is called before a recording is made: whatever has to come to the card for it comes then.
+    """
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
         self._recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
         self._warm: set[tuple[object, ...]] = set()
         self._pool = torch.cuda.graph_pool_handle()
@@ -61,6 +66,7 @@ class Recorder:
     def _record(self, mmdit: MMDiT, step: Step, kind: tuple[object, ...]) -> Recording:
         copies = {name: tensor.clone() for name, tensor in _tensors(step).items()}
         step = Step(**copies, guided=step.guided, skip_layers=step.skip_layers, one_pass=step.one_pass)
+        self._before()
         if kind not in self._warm:
             _warm_up(mmdit, step)
             self._warm.add(kind)

@@ -129,6 +129,7 @@ def _load(
     width, beside = sizes.mmdit.text_channels, None if plan.moves else shared
     encoders = load_text_encoders(checkpoint, width, identity, for_encoders, beside)
     mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, for_mmdit), _load_vae(checkpoint, for_vae, beside)
+    residence = Residence(encoders, mmdit, vae, sizes, cards, plan)
     return Pipeline(
         variant=variant,
         text_encoders=encoders,
@@ -137,8 +138,8 @@ def _load(
         shift=read_shift(checkpoint),
         device=placement.device,
         identity=identity,
-        residence=Residence(encoders, mmdit, vae, sizes, cards, plan),
-        recorder=Recorder() if placement.cuda_graphs else None,
+        residence=residence,
+        recorder=Recorder(before=partial(residence.bring, mmdit)) if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
 

@@ -116,6 +116,7 @@ class Visit:
     ) -> None:
         self._cargo, self._dock, self._before = cargo, dock, before
         self._room: Tensor | None = None
+        self.called = called
         self._hook = called.register_forward_pre_hook(lambda *_: self.arrive())
 
     def arrive(self) -> None:

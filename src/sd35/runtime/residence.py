@@ -118,6 +118,12 @@ class Residence:
         finally:
             self._send_home()
 
+    def bring(self, module: nn.Module) -> None:
+        """What visits the device when this module is called comes now."""
+        for guest in self._guests:
+            if isinstance(guest, Visit) and guest.called is module:
+                guest.arrive()
+
     def change(self, plan: MemoryPlan) -> None:
         """Live by another plan from now on."""
         self.before_change()
