@@ -27,9 +27,10 @@ from sd35.request import GenerationRequest
 from sd35.runtime import memory
 from sd35.runtime import pipeline as pipeline_module
 from sd35.runtime.beginning import pixels_of
+from sd35.runtime.division import stages_on
 from sd35.runtime.latents import initial_latents
 from sd35.runtime.load import load_pipeline
-from sd35.runtime.memory import MemoryPlan, Work
+from sd35.runtime.memory import Division, MemoryPlan, Work
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.previews import Previews
 from sd35.runtime.vae import VaeConfig
@@ -130,8 +131,7 @@ def test_the_bundled_encoder(demo: Path, pipeline_fp32: Pipeline, apple: SourceP
     factors = theirs.config.shift_factor, theirs.config.scaling_factor
     expected = (theirs.encode(pixels_of(apple)).latent_dist.mode() - factors[0]) * factors[1]
     pictures = begun(apple).pictures(pipeline_fp32.variant)
-    residence = pipeline_fp32.residence
-    found = pipeline_fp32.source_encoder.encode(pictures, residence.plan, residence.dock)
+    found = pipeline_fp32.source_encoder.encode(pictures, pipeline_fp32.residence)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     restored = pipeline_fp32.vae(found)
     error = (restored.clamp(-1, 1) - pixels_of(apple)).square().mean() / 4
@@ -181,10 +181,7 @@ def test_a_single_file_has_its_encoder(
     config = RuntimeConfig(device="cpu", compute_dtype="fp32")
     single = load_pipeline(file, config, components=demo)
     pictures = begun(apple).pictures(single.variant)
-    found = [
-        one.source_encoder.encode(pictures, one.residence.plan, one.residence.dock)
-        for one in (pipeline_fp32, single)
-    ]
+    found = [one.source_encoder.encode(pictures, one.residence) for one in (pipeline_fp32, single)]
     assert torch.equal(*found)
 
 
@@ -350,6 +347,24 @@ def test_on_a_card(demo_fp8: Path, apple: SourcePicture) -> None:
         assert all(psnr(a, b) > 40 for a, b in pairs)
 
 
+@pytest.mark.parametrize("name", ["beside", "split"])
+def test_over_two_cards(name: memory.Name, demo_fp8: Path, apple: SourcePicture) -> None:
+    """The image is encoded where the VAE is, its card's bytes are counted, and the picture is the same."""
+    request = begun(apple, num_inference_steps=2, width=128, height=256)
+    config = RuntimeConfig(device="cpu", compute_dtype="fp32")
+    expected = arrays(load_pipeline(demo_fp8, config), request)[0]
+    spread = load_pipeline(demo_fp8, RuntimeConfig(devices=("cpu", "cpu:0"), compute_dtype="fp32"))
+    blocks = (6, 0) if name == "beside" else (2, 4)
+    plan = MemoryPlan(name, division=Division(1, 1, blocks))
+    spread.residence.change(plan)
+    assert np.array_equal(arrays(spread, request)[0], expected)
+    sizes, work = spread.residence.sizes, Work.of(request.pictures(spread.variant)[0].settings, 1)
+    stages = [{one.name: one for one in stages_on(card, plan, sizes, work)} for card in (0, 1)]
+    assert [card["source"].activations for card in stages] == [0, memory.source_bytes(plan, sizes, work)]
+    text = replace(work, begins=False)
+    assert [one.name for one in stages_on(1, plan, sizes, text)] == ["encode", "tables", "loop", "decode"]
+
+
 def test_memory_counts_the_encoder_where_it_works(pipeline_fp8: Pipeline, apple: SourcePicture) -> None:
     """A stage more for an image, with the encoder's bytes; none for text, nor where the host encodes."""
     sizes = pipeline_fp8.residence.sizes
@@ -370,7 +385,9 @@ def test_memory_counts_the_encoder_where_it_works(pipeline_fp8: Pipeline, apple:
     }
     resident = PLANS[0]
     encode, source = memory.stages(resident, sizes, Work.of(image, 1))[:2]
-    assert source.weights == encode.weights + sizes.vae_encoder
+    assert (source.weights, encode.weights) == (sizes.total, sizes.total)
+    finest = sizes.vae_config.channels[0] * image.width * image.height * sizes.itemsize
+    assert source.activations == sizes.vae_encoder + memory.SOURCE_FACTOR * finest
     pipeline_fp8.residence.dock.peak = 0
     pipeline_fp8.generate(begun(apple, num_inference_steps=2))
     assert pipeline_fp8.residence.dock.peak == pytest.approx(sizes.vae_encoder, rel=0.02)

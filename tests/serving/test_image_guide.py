@@ -44,7 +44,9 @@ def test_the_commands_run(
     assert blue > max(red, green)
     assert np.array_equal(np.asarray(Image.open("green.png")), np.asarray(Image.open("from-python.png")))
     served = start_server()
-    answer = run(asking.replace("http://127.0.0.1:8000", served.url), tmp_path)
+    start, _, question = asking.partition("\n")
+    assert start.startswith("sd35 serve ")
+    answer = run(question.replace("http://127.0.0.1:8000", served.url), tmp_path)
     assert '"strength":0.6' in answer
 
 

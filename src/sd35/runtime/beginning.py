@@ -13,21 +13,21 @@ from torch import Tensor
 
 from sd35.pictures_in.source_picture import SourcePicture
 from sd35.request import Picture
-from sd35.runtime.memory import MemoryPlan
 from sd35.runtime.moving import Cargo, Dock, Visit
+from sd35.runtime.residence import Residence
 from sd35.runtime.vae_encoder import VaeEncoder
 
 HOST = torch.device("cpu")
 
 
 class SourceEncoder:
-    """The encoder of one model, for `device`; `load` reads it for the device that it will work on."""
+    """The encoder of one model; `load` reads it for the device that it will work on."""
 
-    def __init__(self, load: Callable[[torch.device], VaeEncoder], device: torch.device) -> None:
-        self._load, self._device = load, device
+    def __init__(self, load: Callable[[torch.device], VaeEncoder]) -> None:
+        self._load = load
         self._loaded: dict[torch.device, VaeEncoder] = {}
 
-    def encode(self, pictures: Sequence[Picture], plan: MemoryPlan, dock: Dock) -> Tensor:
+    def encode(self, pictures: Sequence[Picture], residence: Residence) -> Tensor:
         """The latents [B, 16, H/8, W/8] in float32 that these begin with; each image is encoded once."""
         found: dict[SourcePicture, Tensor] = {}
         for picture in pictures:
@@ -35,17 +35,20 @@ class SourceEncoder:
             if picture.image not in found:
                 settings = picture.settings
                 fitted = picture.image.fitted(settings.width, settings.height)
-                found[picture.image] = self._encoded(fitted, plan, dock)
+                found[picture.image] = self._encoded(pixels_of(fitted), residence)
         return torch.cat([found[picture.image] for picture in pictures if picture.image is not None])
 
-    def _encoded(self, image: SourcePicture, plan: MemoryPlan, dock: Dock) -> Tensor:
-        if plan.strips:
-            return self._encoder(HOST)(pixels_of(image)).to(self._device)
-        encoder = self._encoder(self._device)
+    def _encoded(self, pixels: Tensor, residence: Residence) -> Tensor:
+        """Where the VAE's other half works, or on the host."""
+        if residence.plan.strips:
+            return self._encoder(HOST)(pixels)
+        device = residence.vae_on
+        encoder = self._encoder(device)
+        dock = residence.dock if device == residence.device else Dock(device)
         with torch.inference_mode(False):
             visit = Visit(Cargo(encoder), encoder, dock)
         try:
-            return encoder(pixels_of(image).to(self._device))
+            return encoder(pixels.to(device))
         finally:
             visit.end()
 

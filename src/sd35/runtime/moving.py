@@ -145,7 +145,8 @@ class Parade:
     """Modules that are called one after another, and of which two are on the card at most.
 
     With `repeats`, the first is fetched again while the last works, and the rooms stay until `leave`; else
-    the last one's end is the end. A module called out of turn is fetched when it is called. `keep` makes of
+    the last one's end is the end. A module called again at once is still there; one called out of turn is
+    fetched when it is called. `keep` makes of
     a module's result one that reads nothing of the module's: the next but one takes its room.
     """
 
@@ -165,6 +166,7 @@ class Parade:
         self._free: list[Any] = [None, None]  # when each room's last reader is done
         self._coming: tuple[int, int, Any] | None = None  # who, into which room, when it is there
         self._working: tuple[int, int] | None = None
+        self._gone: tuple[int, int] | None = None  # who worked last, and in which room it can still be found
         self._hooks = [hook for i, module in enumerate(modules) for hook in self._hook(i, module)]
 
     @property
@@ -181,7 +183,7 @@ class Parade:
             cargo.go_home()
         for room in self._rooms:
             self._dock.take_back(room)
-        self._rooms = []
+        self._rooms, self._gone = [], None
 
     def end(self) -> None:
         """Go home, and never travel again."""
@@ -201,6 +203,10 @@ class Parade:
             self._before()
             self._rooms = [self._dock.room(self.room_bytes // 2) for _ in range(2)]
             self._free = [self._lane.now(), self._lane.now()]
+        if self._gone is not None and self._gone[0] == i:
+            self._cargos[i].appear_in(self._rooms[self._gone[1]])
+            self._working = self._gone
+            return
         if self._coming is None or self._coming[0] != i:
             self._fetch(i, self._coming[1] if self._coming else 0)
         assert self._coming is not None
@@ -218,7 +224,7 @@ class Parade:
         result = self._keep(result)
         self._cargos[i].go_home()
         self._free[self._working[1]] = self._lane.now()
-        self._working = None
+        self._working, self._gone = None, self._working
         if i == len(self._cargos) - 1 and not self._repeats:
             self.leave()
         return result
