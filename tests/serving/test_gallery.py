@@ -82,7 +82,7 @@ def test_a_job_that_goes_on_is_not_erased(rough: Served) -> None:
     """It is to be cancelled first; then there is nothing left of its words either."""
     job = rough.post(prompt="slow heron")
     refused = rough.client.delete(f"/api/v1/jobs/{job['id']}/images")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_not_over")
     rough.client.delete(f"/api/v1/jobs/{job['id']}").raise_for_status()
     rough.client.delete(f"/api/v1/jobs/{job['id']}/images").raise_for_status()
     assert rough.job(job["id"])["request"]["prompt"] == ""

@@ -199,7 +199,7 @@ def _progress(client: webuiapi.WebUIApi, wanted: Any) -> dict[str, Any]:
     ("body", "status", "said"),
     [
         ({"steps": 0}, 400, "num_inference_steps is 0"),
-        ({"seed": "many"}, 400, "seed: Input should be a valid integer"),
+        ({"seed": "many"}, 400, "seed: Input should be a valid number"),
         ({"width": -64}, 400, "can't be -64x256"),
         ({"batch_size": 100}, 400, "n can't be 100"),
         (

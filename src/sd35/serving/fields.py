@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from sd35.request import MAX_SEED, MAX_STEPS
 
@@ -27,7 +28,7 @@ def described(**schema: Any) -> Any:
 
 def _number(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
-        raise ValueError("it is no number")
+        raise PydanticCustomError("number", "Input should be a valid number")
     return value
 
 
@@ -60,7 +61,7 @@ Few = Annotated[int, Field(ge=0), _read, _loose("integer", r"^[0-9]{1,9}$", mini
 def _flag(value: object) -> object:
     if value in ("true", "false") or isinstance(value, bool) or value is None:
         return value
-    raise ValueError("it is neither true nor false")
+    raise PydanticCustomError("flag", "Input should be true or false")
 
 
 Flag = Annotated[bool, BeforeValidator(_flag)]  # forms have it as text

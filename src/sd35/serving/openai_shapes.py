@@ -62,6 +62,7 @@ def usage(spec: Spec) -> dict[str, Any]:
 
 
 def error_shape(error: ServiceError) -> dict[str, Any]:
+    """A problem, as its clients read it."""
     problem = error.problem
     details = dict(error.details)
     shape = {"message": str(error), "type": _type(problem), "param": details.pop("param", None)}
