@@ -9,6 +9,7 @@ gives one `Picture` for each seed. Below that point there are no gaps, and no re
 import math
 import secrets
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import TypeVar
 
 from sd35.errors import PromptError, RequestError
@@ -192,8 +193,8 @@ def size_for(
         return _legal(across * scale, variant), _legal(down * scale, variant)
     if width is None:
         assert height is not None
-        return _legal(height * across / down, variant), height
-    return width, _first(height, _legal(width * down / across, variant))
+        return _legal(Fraction(height * across, down), variant), height
+    return width, _first(height, _legal(Fraction(width * down, across), variant))
 
 
 def check_strength(strength: float) -> None:
@@ -269,8 +270,9 @@ def _check_image(image: SourcePicture | None, strength: float | None) -> None:
         raise RequestError("strength says how much of an image may go, and there is none: give an image too.")
 
 
-def _legal(pixels: float, variant: Variant) -> int:
-    tokens = max(1, math.floor(pixels / PIXELS_PER_TOKEN + 0.5))
+def _legal(pixels: float | Fraction, variant: Variant) -> int:
+    # A side that somebody asks for may be larger than any float: it is refused later, in words.
+    tokens = max(1, math.floor(pixels / PIXELS_PER_TOKEN + Fraction(1, 2)))
     return min(tokens * PIXELS_PER_TOKEN, variant.max_size)
 
 

@@ -194,6 +194,14 @@ def test_a_large_picture_passes_where_pictures_may_come(served: Served) -> None:
     assert answer.status_code == 413
 
 
+def test_a_side_that_no_float_holds_is_refused(served: Served) -> None:
+    """The other side would follow it; it is told in a sentence that it is too large."""
+    body = {"prompt": "a fox", "width": 16 * 10**400, "image": base64.b64encode(png(picture())).decode()}
+    answer = served.client.post("/api/v1/jobs", json=body)
+    assert answer.status_code == 400
+    assert "outside its range" in answer.json()["error"]["message"]
+
+
 def test_open_webui_edits(served: Served) -> None:
     """Its request: `image` for one picture, `image[]` for several, everything as text in a form."""
     source = picture(colour="gold")
