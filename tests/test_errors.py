@@ -13,6 +13,7 @@ from sd35.errors import (
     PromptError,
     RequestError,
     Sd35Error,
+    SourceError,
 )
 
 
@@ -22,6 +23,7 @@ from sd35.errors import (
         (RequestError, 2),
         (CheckpointError, 3),
         (PromptError, 3),
+        (SourceError, 3),
         (MissingError, 4),
         (OutputError, 4),
         (NetworkError, 4),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sd35.errors import PromptError, RequestError
+from sd35.pictures_in.source_picture import SourcePicture
 from sd35.request import MAX_PROMPT_CHARACTERS, GenerationRequest, PromptTexts
 from sd35.variants import VARIANTS
 
@@ -115,3 +116,71 @@ def test_skip_layer_guidance_steps() -> None:
     assert [step for step in range(20) if bounds.skips_layers_at(step)] == [3]
     unguided = GenerationRequest("a fox", guidance_scale=1.0, skip_layer_guidance_scale=1.0).pictures(DEMO)[0]
     assert not any(unguided.settings.skips_layers_at(step) for step in range(28))
+
+
+def source(width: int, height: int) -> SourcePicture:
+    """Some picture of this size."""
+    return SourcePicture(width, height, bytes(3 * width * height))
+
+
+@pytest.mark.parametrize("strength", [0, 0.0, -0.1, 1.01, math.nan, "half", True])
+def test_strengths_that_mean_nothing(strength: object) -> None:
+    """A strength is a number above 0 and at most 1."""
+    with pytest.raises(RequestError, match="strength"):
+        GenerationRequest("a fox", image=source(64, 64), strength=strength)  # type: ignore[arg-type]
+
+
+def test_strength_without_an_image() -> None:
+    """Strength without an image is a mistake, not a wish to ignore."""
+    with pytest.raises(RequestError, match="give an image too"):
+        GenerationRequest("a fox", strength=0.5)
+
+
+def test_an_image_is_decoded_first() -> None:
+    """A file's bytes, or its name, are no picture yet."""
+    with pytest.raises(RequestError, match="read_picture"):
+        GenerationRequest("a fox", image=b"\x89PNG")  # type: ignore[arg-type]
+
+
+def test_pictures_carry_the_image() -> None:
+    """Each picture has the source, and shares its strength, 0.6 unless named, with its batch."""
+    image = source(64, 64)
+    pictures = GenerationRequest("a fox", image=image, num_images=2, seed=1).pictures(DEMO)
+    assert [picture.image for picture in pictures] == [image, image]
+    assert {picture.settings.strength for picture in pictures} == {0.6}
+    (weak,) = GenerationRequest("a fox", image=image, strength=0.3, seed=1).pictures(DEMO)
+    assert not weak.settings.shares_steps_with(pictures[0].settings)
+    assert GenerationRequest("a fox").pictures(DEMO)[0].settings.strength == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "size"),
+    [
+        ((4000, 3000), (None, None), (1184, 880)),  # 4:3 at about a megapixel
+        ((300, 400), (None, None), (880, 1184)),  # small ones grow
+        ((1024, 1024), (None, None), (1024, 1024)),
+        ((4000, 3000), (512, None), (512, 384)),
+        ((4000, 3000), (None, 384), (512, 384)),
+        ((4000, 3000), (512, 512), (512, 512)),
+        ((10, 10_000), (None, None), (32, 3072)),  # no further than the position table
+    ],
+)
+def test_sizes_follow_the_image(
+    shape: tuple[int, int], given: tuple[int | None, int | None], size: tuple[int, int]
+) -> None:
+    """Size: the image's own shape at the variant's number of pixels, unless it is given."""
+    width, height = given
+    (picture,) = GenerationRequest("a fox", width=width, height=height, image=source(*shape)).pictures(LARGE)
+    assert (picture.settings.width, picture.settings.height) == size
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "run"),
+    [(28, 0.6, 17), (28, 1.0, 28), (28, 0.01, 1), (10, 0.3, 3), (4, 0.6, 3), (1, 0.5, 1), (28, 1e-20, 1)],
+)
+def test_strength_is_a_share_of_the_steps(steps: int, strength: float, run: int) -> None:
+    """The last `strength` of the steps are run, one at least."""
+    request = GenerationRequest("a fox", num_inference_steps=steps, image=source(64, 64), strength=strength)
+    settings = request.pictures(DEMO)[0].settings
+    assert settings.steps_run == run
+    assert settings.first_step == steps - run

@@ -22,14 +22,18 @@ _HOMES = {
     "Recipe": "sd35.quantization.recipe",
     "RuntimeConfig": "sd35.config",
     "Sd35Error": "sd35.errors",
+    "SourcePicture": "sd35.pictures_in.source_picture",
     "convert": "sd35.quantization.transcode",
     "load": "sd35.quantization.ready",
     "quantize": "sd35.quantization.convert",
+    "read_picture": "sd35.pictures_in.decode",
 }
 
 if TYPE_CHECKING:
     from sd35.config import RuntimeConfig
     from sd35.errors import Sd35Error
+    from sd35.pictures_in.decode import read_picture
+    from sd35.pictures_in.source_picture import SourcePicture
     from sd35.quantization.convert import quantize
     from sd35.quantization.ready import load
     from sd35.quantization.recipe import Recipe
@@ -45,9 +49,11 @@ __all__ = [
     "Recipe",
     "RuntimeConfig",
     "Sd35Error",
+    "SourcePicture",
     "convert",
     "load",
     "quantize",
+    "read_picture",
 ]
 
 

@@ -5,6 +5,7 @@
     ├── RefusedError          something that we will not read or draw
     │   ├── CheckpointError   files that are not the model they claim to be
     │   ├── PromptError       a prompt that we will not draw
+    │   ├── SourceError       a picture to start from that we will not read
     │   └── AccessError       a caller without a valid key
     │       └── ScopeError    a valid key that may not do this
     └── UnavailableError      something around us that is not there
@@ -47,6 +48,12 @@ class PromptError(RefusedError):
     """The prompt will not be drawn."""
 
     code = "prompt_refused"
+
+
+class SourceError(RefusedError):
+    """The picture to start from is not one, or costs too much to read."""
+
+    code = "invalid_image"
 
 
 class AccessError(RefusedError):

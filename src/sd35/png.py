@@ -18,11 +18,30 @@ PROMPTS = ("prompt", "negative_prompt")
 
 
 def recipe_of(
-    picture: Picture, identity: str, precision: str, version: str, *, with_prompt: bool = True
+    picture: Picture,
+    identity: str,
+    precision: str,
+    version: str,
+    *,
+    with_prompt: bool = True,
+    image_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """What decides the picture: the checkpoint's SHA-256, its transformer's precision, sd35's version."""
+    """What decides the picture: the checkpoint's SHA-256, its transformer's precision, sd35's version.
+
+    Of the image that it began with, if any, the SHA-256 of the pixels (`SourcePicture.sha256`); whoever has
+    not the image itself at hand says it.
+    """
+    settings = asdict(picture.settings)
+    strength = settings.pop("strength")
+    if picture.image is not None:
+        image_sha256 = picture.image.sha256
+    begun = {"image_sha256": image_sha256, "strength": strength} if image_sha256 else {}
     recipe = {
-        **asdict(picture),
+        "prompt": asdict(picture.prompt),
+        "negative_prompt": asdict(picture.negative_prompt),
+        "seed": picture.seed,
+        "settings": settings,
+        **begun,
         "checkpoint_sha256": identity,
         "precision": precision,
         "version": version,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from sd35.errors import PromptError, RequestError
+from sd35.pictures_in.source_picture import SourcePicture
 from sd35.variants import PIXELS_PER_TOKEN, Variant
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ MAX_SEED = 2**63 - 1 - 1_000  # leaves room to count up
 MAX_STEPS = 1_000
 MAX_IMAGES = 64
 MAX_SEQUENCE_LENGTH = 512  # what T5 was trained on
+STRENGTH = 0.6  # of a request with an image that names none: diffusers' default
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class PromptTexts:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is drawn, complete; a batch shares all of it but for the strength of guidance."""
+    """How a picture is drawn, complete; a batch shares all of it but for the strength of guidance.
+
+    `strength` is the share of the steps that run: the last ones, from an image with noise to match. At 1 all
+    of them run, from noise alone, as without an image.
+    """
 
     width: int
     height: int
@@ -50,6 +56,17 @@ class Settings:
     skip_layers: tuple[int, ...]
     skip_layer_guidance_start: float
     skip_layer_guidance_stop: float
+    strength: float = 1.0
+
+    @property
+    def first_step(self) -> int:
+        """The step (counted from 0) that drawing begins with; rounded as diffusers rounds it."""
+        return first_step_of(self.num_inference_steps, self.strength)
+
+    @property
+    def steps_run(self) -> int:
+        """How many steps are run: all without an image."""
+        return self.num_inference_steps - self.first_step
 
     @property
     def guided(self) -> bool:
@@ -69,12 +86,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to draw: two equal ones come out equal on the same machine and checkpoint."""
+    """One picture to draw: two equal ones come out equal on the same machine and checkpoint.
+
+    `image` is what a strength below 1 begins with, as it was given; it is fitted to the size when it is read.
+    """
 
     prompt: PromptTexts
     negative_prompt: PromptTexts
     seed: int
     settings: Settings
+    image: SourcePicture | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,10 @@ class GenerationRequest:
     gives alone, up to rounding. Guidance is on above a `guidance_scale` of 1. Skip-layer guidance adds
     `skip_layer_guidance_scale` times the difference that the `skip_layers` make, in the part of the steps
     between the two fractions (Medium: scale 2.8, layers 7, 8, 9, from 0.01 to 0.2).
+
+    With an `image` the pictures begin there, and `strength` (above 0, 1 at most, 0.6 by default) says how
+    much of it may go: of the steps, the last `strength` times as many are run. Width and height are then its
+    own, scaled to about as many pixels as the variant's own square (`size_for`).
     """
 
     prompt: str
@@ -105,6 +130,8 @@ class GenerationRequest:
     skip_layers: tuple[int, ...] | None = None
     skip_layer_guidance_start: float = 0.01
     skip_layer_guidance_stop: float = 0.2
+    image: SourcePicture | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         for name in _PROMPT_FIELDS:
@@ -115,6 +142,7 @@ class GenerationRequest:
             _check_real_number(name, getattr(self, name), *real)
         for side in ("width", "height"):
             _check_multiple(side, getattr(self, side))
+        _check_image(self.image, self.strength)
 
     def pictures(self, variant: Variant) -> list[Picture]:
         """The pictures that this request asks of this variant; RequestError where the two don't fit."""
@@ -123,12 +151,14 @@ class GenerationRequest:
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
         prompt = PromptTexts.of(self.prompt, self.prompt_2, self.prompt_3)
         negative = PromptTexts.of(self.negative_prompt, self.negative_prompt_2, self.negative_prompt_3)
-        return [Picture(prompt, negative, seed + i, settings) for i in range(self.num_images)]
+        return [Picture(prompt, negative, seed + i, settings, self.image) for i in range(self.num_images)]
 
     def _settings(self, variant: Variant) -> Settings:
+        shape = None if self.image is None else (self.image.width, self.image.height)
+        width, height = size_for(shape, self.width, self.height, variant)
         return Settings(
-            width=_first(self.width, variant.native_size),
-            height=_first(self.height, variant.native_size),
+            width=width,
+            height=height,
             num_inference_steps=_first(self.num_inference_steps, variant.num_inference_steps),
             guidance_scale=_first(self.guidance_scale, variant.guidance_scale),
             max_sequence_length=_first(self.max_sequence_length, variant.max_sequence_length),
@@ -136,6 +166,42 @@ class GenerationRequest:
             skip_layers=_first(self.skip_layers, variant.skip_layers),
             skip_layer_guidance_start=self.skip_layer_guidance_start,
             skip_layer_guidance_stop=self.skip_layer_guidance_stop,
+            strength=1.0 if self.image is None else _first(self.strength, STRENGTH),
+        )
+
+
+def first_step_of(num_inference_steps: int, strength: float) -> int:
+    """How many of the steps an image of this strength leaves out; one at least is run."""
+    left_out = int(num_inference_steps - min(num_inference_steps * strength, num_inference_steps))
+    return min(left_out, num_inference_steps - 1)
+
+
+def size_for(
+    shape: tuple[int, int] | None, width: int | None, height: int | None, variant: Variant
+) -> tuple[int, int]:
+    """Width and height to draw at; `shape` is the source's own, None without one.
+
+    Without a source, the variant's square. With one, its shape at about as many pixels as that square; where
+    one side is given, the other follows. Sides are rounded to whole tokens and end where the variant's do.
+    """
+    if shape is None:
+        return _first(width, variant.native_size), _first(height, variant.native_size)
+    across, down = shape
+    if width is None and height is None:
+        scale = variant.native_size / math.sqrt(across * down)
+        return _legal(across * scale, variant), _legal(down * scale, variant)
+    if width is None:
+        assert height is not None
+        return _legal(height * across / down, variant), height
+    return width, _first(height, _legal(width * down / across, variant))
+
+
+def check_strength(strength: float) -> None:
+    """RequestError unless it is a number above 0, and 1 at most."""
+    _check_real_number("strength", strength, 0.0, 1.0)
+    if not strength:
+        raise RequestError(
+            "strength is 0, which would leave the image as it is: give a number above 0, 1 at most."
         )
 
 
@@ -188,6 +254,24 @@ def _check_real_number(name: str, value: float | None, low: float, high: float) 
         raise RequestError(f"{name} must be a finite number, not {value!r}.")
     if not low <= value <= high:
         raise RequestError(f"{name} is {value}, outside its range: give {low:g} to {high:g}.")
+
+
+def _check_image(image: SourcePicture | None, strength: float | None) -> None:
+    if image is not None and not isinstance(image, SourcePicture):
+        raise RequestError(
+            f"image must be a SourcePicture, not {type(image).__name__}: sd35.read_picture makes one of a "
+            "file."
+        )
+    if strength is None:
+        return
+    check_strength(strength)
+    if image is None:
+        raise RequestError("strength says how much of an image may go, and there is none: give an image too.")
+
+
+def _legal(pixels: float, variant: Variant) -> int:
+    tokens = max(1, math.floor(pixels / PIXELS_PER_TOKEN + 0.5))
+    return min(tokens * PIXELS_PER_TOKEN, variant.max_size)
 
 
 def _check_multiple(side: str, pixels: int | None) -> None:

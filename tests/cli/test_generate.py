@@ -234,3 +234,44 @@ def test_an_impossible_budget_is_one_sentence(
     found, err = refused(capsys, "a fox", "-o", str(tmp_path), "--max-vram", amount, *FAST)
     assert found == code
     assert word in err
+
+
+def test_a_picture_to_begin_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The picture begins there, has its shape, and tells its pixels' hash and the strength."""
+    source, target = tmp_path / "in.webp", tmp_path / "out.png"
+    Image.new("RGB", (90, 60), (200, 30, 20)).save(source, lossless=True)
+    flags = ["--image", str(source), "--strength", "0.5", "-o", str(target), "--json", *FAST]
+    assert main(["generate", "a fox", *flags]) == 0
+    capsys.readouterr()
+    pixels = hashlib.sha256(b"90x60\n" + bytes([200, 30, 20]) * 5400).hexdigest()
+    with Image.open(target) as opened:
+        recipe = json.loads(opened.text["sd35"])
+        assert opened.size == (320, 208)
+    assert (recipe["image_sha256"], recipe["strength"]) == (pixels, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--image", "gone.png"], 4, "can't be read"),
+        (["--image", "."], 4, "can't be read"),
+        (["--image", "in.gif"], 3, "no PNG, JPEG or WEBP"),
+        (["--image", "in.png", "--strength", "0"], 2, "strength is 0"),
+        (["--image", "in.png", "--strength", "1.5"], 2, "outside its range"),
+        (["--strength", "0.5"], 2, "give an image too"),
+    ],
+)
+def test_pictures_that_nothing_begins_with(
+    flags: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A source that is not there or no picture, or a strength that means nothing, ends in one line."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("gif", "png"):
+        Image.new("RGB", (32, 32)).save(f"in.{kind}")
+    found, said = refused(capsys, "a fox", *flags)
+    assert (found, words in said) == (code, True), said

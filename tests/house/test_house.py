@@ -36,6 +36,7 @@ def imported_by(statement: str) -> set[str]:
         "import sd35.serving.server, sd35.serving.null_worker, sd35.cli.draw_worker",
         "import sd35.serving.keys, sd35.serving.spool, sd35.serving.objects",
         "import sd35.serving.safety, sd35.serving.output_check",
+        "import sd35.pictures_in.decode, sd35.serving.uploads",
     ],
 )
 def test_light_rooms_stay_light(statement: str) -> None:

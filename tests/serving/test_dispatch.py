@@ -135,3 +135,19 @@ def test_suspect_is_drawn_alone() -> None:
     desk.put("other suspect").is_suspect = True
     desk.put("good too")
     assert [desk.take() for _ in range(3)] == [["suspect"], ["good", "good too"], ["other suspect"]]
+
+
+def test_only_equal_strengths_are_drawn_together() -> None:
+    """Pictures that begin at another step can't share steps; those of equal strength can, whatever image."""
+    desk = Desk(max_batch=4)
+    desk.put("text")
+    desk.put("weak", image="a" * 64, strength=0.3)
+    desk.put("strong", image="a" * 64, strength=0.6)
+    desk.put("other", image="b" * 64, strength=0.3)
+    assert [desk.take("a") for _ in range(3)] == [["text"], ["weak", "other"], ["strong"]]
+
+
+def test_cost_counts_the_steps_that_run() -> None:
+    """A job's share of the card is that of the steps it runs."""
+    whole = Spec(**{**vars(SPEC), "num_inference_steps": 10})
+    assert replace(whole, image="a" * 64, strength=0.3).cost == pytest.approx(whole.cost * 0.3)

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from sd35.config import ComputeDtype, RuntimeConfig
+from sd35.errors import MissingError
+from sd35.pictures_in.source_picture import SourcePicture
 from sd35.request import GenerationRequest
 from sd35.runtime.memory import Work, peak
 from sd35.runtime.pipeline import Pipeline
 from sd35.serving.drawing import PipelineEngine
 from sd35.serving.messages import RawImage, Task
 from sd35.serving.settings import Model
+from sd35.serving.uploads import png_of
 from sd35.serving.worker import Cancelled, OutOfMemoryError
 
 DEMO = Model.parse("demo")
@@ -158,3 +161,20 @@ def test_no_room_is_told_in_words(engine: PipelineEngine, monkeypatch: pytest.Mo
         with pytest.raises(OutOfMemoryError, match="64 x 64: ask for fewer or smaller"):
             engine.draw([task()], Watcher(99))
     assert engine.draw([task()], Watcher(99))[0].images
+
+
+def test_a_task_begins_with_its_upload(engine: PipelineEngine, tmp_path: Path) -> None:
+    """The engine reads the upload where it lies: the picture is what the pipeline makes of these pixels."""
+    pixels = bytes(range(192)) * 64
+    image = SourcePicture(64, 64, pixels)
+    path = tmp_path / "upload.png"
+    path.write_bytes(png_of(image))
+    request = replace(REQUEST, image=image, strength=0.5)
+    pictures = tuple(replace(picture, image=None) for picture in request.pictures(DEMO.variant))
+    watcher = Watcher(99)
+    (drawing,) = engine.draw([replace(task(), pictures=pictures, upload=path)], watcher)
+    (expected,) = engine._pipelines[DEMO].generate(request).images
+    assert drawing.images[0].rgb == expected.image.tobytes()
+    assert watcher.steps == 2
+    with pytest.raises(MissingError, match="send the request again"):
+        engine.draw([replace(task(), pictures=pictures, upload=tmp_path / "gone.png")], watcher)

@@ -1,6 +1,7 @@
 """The native face, over real HTTP to a server with the null engine."""
 
 import hashlib
+import http.client
 import io
 import json
 
@@ -122,11 +123,22 @@ def test_foreign_host_name_is_refused(served: Served) -> None:
 
 def test_long_body_is_refused(served: Served) -> None:
     """A body beyond the limit is not read."""
-    answer = served.client.post("/api/v1/jobs", content=b"x" * 300_000)
+    answer = served.client.post("/v1/images/generations", content=b"x" * 300_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
-@pytest.mark.parametrize("path", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_long_body_is_refused_where_pictures_may_come(served: Served) -> None:
+    """A job's body may hold a picture, and ends where that does."""
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/api/v1/jobs")
+    connection.putheader("Content-Length", "30000000")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, b"request_too_large" in answer.read()) == (413, True)
+    connection.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
 def test_long_body_of_untold_length_is_refused(served: Served, path: str) -> None:
     """One that comes in pieces is refused as soon as it is too long, for that reason."""
     pieces = iter([b'{"prompt":"', *[b"a" * 1000] * 400, b'"}'])
@@ -140,6 +152,8 @@ def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
     found = served.client.get("/api/v1/capabilities").json()
     assert [model["id"] for model in found["models"]] == ["demo"]
     assert found["output_formats"] == ["png", "jpeg", "webp"]
+    assert (found["image"]["formats"], found["strength"]) == (["png", "jpeg", "webp"], 0.6)
+    assert found["image"]["max_bytes"] == 16 << 20
 
 
 def test_cancel_stops_within_a_step(rough: Served) -> None:

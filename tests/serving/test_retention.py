@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sd35.serving.jobs import State
 from sd35.serving.retention import DAY_S, Retention, Swept, Term, Terms
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
+from sd35.serving.uploads import Uploads
 
 from .stores import Memory
 from .test_fair_queue import job
@@ -30,10 +32,13 @@ def aged(folder: Path, **days: float) -> FolderStorage:
     return storage
 
 
-def swept(storage: object, store: Store, pictures: str = "", records: str = "") -> Swept:
+def swept(
+    storage: object, store: Store, pictures: str = "", records: str = "", uploads: Uploads | None = None
+) -> Swept:
     """One sweep at the fixed time."""
     terms = Terms.of(ServerSettings(keep_pictures=pictures, keep_records=records))
-    return asyncio.run(Retention(terms, storage, store, lambda: NOW).sweep())  # type: ignore[arg-type]
+    uploads = uploads or Uploads(Path("/nonexistent"))
+    return asyncio.run(Retention(terms, storage, store, uploads, lambda: NOW).sweep())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -118,7 +123,8 @@ def test_a_failing_store_is_tried_again(
     terms = Terms.of(ServerSettings(keep_pictures="1d"))
 
     async def watch() -> None:
-        task = asyncio.create_task(Retention(terms, memory, store, lambda: NOW).run())
+        keeping = Retention(terms, memory, store, Uploads(Path("/nonexistent")), lambda: NOW)
+        task = asyncio.create_task(keeping.run())
         while "the store is down" not in caplog.text:
             await asyncio.sleep(0.01)
         memory.failure = None
@@ -127,3 +133,24 @@ def test_a_failing_store_is_tried_again(
         task.cancel()
 
     asyncio.run(asyncio.wait_for(watch(), 20))
+
+
+def test_uploads_live_as_long_as_their_jobs(tmp_path: Path, store: Store) -> None:
+    """An upload goes with the last record that names it, or soon where none ever did; no other goes."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    for name, hours in (("kept", 99), ("waiting", 99), ("forgotten", 99), ("never", 2), ("young", 0.5)):
+        path = folder / f"{name}.png"
+        path.write_bytes(b"")
+        os.utime(path, (NOW - hours * 3600, NOW - hours * 3600))
+    for name, days, is_over in (("kept", 1, True), ("forgotten", 90, True), ("waiting", 90, False)):
+        one = job("a")
+        one.id, one.created_at = f"job_{name}", NOW - days * DAY_S
+        one.spec = replace(one.spec, image=name, strength=0.6)
+        store.accept(one).result()
+        if is_over:
+            one.state, one.finished_at = State.SUCCEEDED, one.created_at
+            store.end_attempt(one, "succeeded", NOW).result()
+    ended = swept(aged(tmp_path), store, records="30d", uploads=Uploads(folder))
+    assert ended == Swept(0, 2, 2)
+    assert sorted(path.stem for path in folder.iterdir()) == ["kept", "waiting", "young"]

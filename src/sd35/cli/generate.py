@@ -17,6 +17,7 @@ from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
 from sd35.cli.terminal import SHOWS, show
 from sd35.config import Activations, Attention, Kernels, RuntimeConfig
+from sd35.pictures_in.decode import read_picture
 from sd35.request import GenerationRequest
 
 
@@ -74,7 +75,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--prompt-3", help="another prompt for T5")
     drawing.add_argument("--width", type=int, help="pixels, a multiple of 16")
     drawing.add_argument("--height", type=int, help="pixels, a multiple of 16")
-    drawing.add_argument("--steps", type=int, dest="num_inference_steps", help="denoising steps")
+    drawing.add_argument(
+        "--steps",
+        type=int,
+        dest="num_inference_steps",
+        help="denoising steps; with an image, a share of them",
+    )
+    drawing.add_argument(
+        "--image", metavar="FILE",
+        help="a picture to begin with (PNG, JPEG or WEBP); width and height default to its shape, at about "
+        "as many pixels as the model's own square",
+    )  # fmt: skip
+    drawing.add_argument(
+        "--strength", type=float,
+        help="how much of the image may go, above 0 to 1 (default: 0.6): so many of the steps are run",
+    )  # fmt: skip
     drawing.add_argument("--guidance-scale", type=float, help="how closely to follow the prompt; 1 is off")
     drawing.add_argument("--seed", type=int, help="equal seeds give equal pictures; default: any")
     drawing.add_argument(
@@ -150,8 +165,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace) -> GenerationRequest:
-    known = {field.name for field in fields(GenerationRequest)}
-    return GenerationRequest(**{name: value for name, value in vars(arguments).items() if name in known})
+    known = {field.name for field in fields(GenerationRequest)} - {"image"}
+    asked = {name: value for name, value in vars(arguments).items() if name in known}
+    image = None if arguments.image is None else read_picture(Path(arguments.image))
+    return GenerationRequest(**asked, image=image)
 
 
 def _print(report: dict) -> None:  # type: ignore[type-arg]

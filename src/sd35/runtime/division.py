@@ -101,8 +101,10 @@ def stages_on(card: int, plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Sta
     words, weights = held_by(card, division, sizes)
     is_first, table = card == 0, memory.table_bytes(sizes, work)
     step = memory.step_bytes(plan, sizes, work) if is_first or division.blocks[card] else 0
+    source = memory.source_bytes(plan, sizes, work)  # whose weights come for the stage
     activations = {
         "encode": memory.ENCODE_ACTIVATIONS if card == division.encoders else 0,
+        **({"source": source if card == division.vae else 0} if source else {}),
         "tables": table if is_first else 0,
         "loop": (table if is_first else 0) + step,
         "decode": memory.decode_activations(plan, sizes, work) if card == division.vae else 0,

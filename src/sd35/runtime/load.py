@@ -21,6 +21,7 @@ from sd35.errors import CheckpointError
 from sd35.kernels.api import choose_operations, has_fp8_products
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
+from sd35.runtime.beginning import SourceEncoder
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
 from sd35.runtime.devices import Card, cards_of, devices_of
 from sd35.runtime.division import choose_or_smallest, news, peaks, ranges, smaller_than
@@ -35,7 +36,8 @@ from sd35.runtime.residence import Residence
 from sd35.runtime.sharing import Needs, SharedParts, part_bytes, part_identity
 from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.runtime.vae import VaeDecoder
-from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder
+from sd35.runtime.vae_encoder import VaeEncoder
+from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder, fill_vae_encoder
 from sd35.variants import Variant, variant_of
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ def _load(
         device=placement.device,
         identity=identity,
         residence=residence,
+        source_encoder=SourceEncoder(partial(_load_vae_encoder, checkpoint, placement)),
         recorder=Recorder(before=partial(residence.bring, mmdit)) if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
@@ -226,6 +229,19 @@ def _fresh_vae(checkpoint: Checkpoint, placement: Placement) -> VaeDecoder:
     with checkpoint.tensors("vae") as tensors:
         fill_vae_decoder(vae, tensors, placement)
     return vae.eval()
+
+
+def _load_vae_encoder(checkpoint: Checkpoint, placement: Placement, device: torch.device) -> VaeEncoder:
+    """The encoder, lying in host memory, to work on `device`: on the host of a card in float32."""
+    beside_card = device.type == "cpu" and placement.device.type != "cpu"
+    dtype = torch.float32 if beside_card else placement.dtype
+    kernels = "auto" if beside_card else placement.kernels
+    lying = replace(placement, device=device, dtype=dtype, kernels=kernels, lies_on=torch.device("cpu"))
+    with torch.device("meta"):
+        encoder = VaeEncoder(read_vae_config(checkpoint), choose_operations(kernels, device, dtype))
+    with checkpoint.tensors("vae") as tensors:
+        fill_vae_encoder(encoder, tensors, replace(lying, on_read=lambda _: None))
+    return encoder.eval()
 
 
 class _Reading:

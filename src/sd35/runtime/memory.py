@@ -12,17 +12,19 @@ Activations follow formulas, in units that the network itself has:
 
     step    12.5 x rows x tokens x channels x itemsize     tokens, heads, hidden values of a block
     table   steps x rows x rows of the modulations x channels x itemsize
+    source  5 x the finest activation                      where pictures begin with an image (`beginning.py`)
     decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
             1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
 
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
 its weights, the formula says 0.51; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
-strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
+strips come from counting every tensor, and so do four of source's five: the fifth is for a convolution's
+workspace. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
 rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from sd35.errors import DeviceError
@@ -38,6 +40,7 @@ from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
+SOURCE_FACTOR = 5
 COARSE_FACTOR = 12
 STRIPS_FACTOR = 1.07
 STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
@@ -59,14 +62,14 @@ class Work:
     steps: int
     text_tokens: int
     guided: bool
+    begins: bool = False  # with an image, which is encoded first
 
     @classmethod
     def of(cls, settings: Settings, images: int) -> "Work":
         """Of a batch of pictures."""
         tokens = CLIP_TOKENS + settings.max_sequence_length
-        return cls(
-            settings.width, settings.height, images, settings.num_inference_steps, tokens, settings.guided
-        )
+        size = settings.width, settings.height
+        return cls(*size, images, settings.steps_run, tokens, settings.guided, settings.strength < 1)
 
     @property
     def rows(self) -> int:
@@ -150,14 +153,23 @@ def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
     loop_blocks, loop_words = _loop_blocks(plan, sizes)
     decoder = 0 if plan.vae_stays else sizes.vae
     table, step = table_bytes(sizes, work), step_bytes(plan, sizes, work)
-    decode = decode_activations(plan, sizes, work)
+    source, decode = source_bytes(plan, sizes, work), decode_activations(plan, sizes, work)
     guests = _and(words, not plan.encoders_stay and "encoders passing")
     return [
         Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
+        *([Stage("source", _and(words, "VAE's encoder"), always, source)] if source else []),
         Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
         Stage("loop", _and(words, loop_words), always + loop_blocks, table + step),
         Stage("decode", _and(words, decoder > 0 and "VAE"), always + decoder, decode),
     ]
+
+
+def source_bytes(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
+    """Of the VAE's encoder and its activations; 0 without an image, and where the host encodes."""
+    if not work.begins or plan.strips:
+        return 0
+    finest = sizes.vae_config.channels[0] * work.width * work.height * sizes.itemsize
+    return sizes.vae_encoder + SOURCE_FACTOR * finest
 
 
 def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
@@ -208,7 +220,7 @@ def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:
     smallest = list(ladder())[-1]
     limit = min(sizes.mmdit.pos_embed_max_size * PIXELS_PER_TOKEN, LARGEST_SIDE)
     for side in range(limit - limit % SIDE_STEP, 0, -SIDE_STEP):
-        alone = Work(side, side, 1, work.steps, work.text_tokens, work.guided)
+        alone = replace(work, width=side, height=side, images=1)
         if peak(smallest, sizes, alone) <= budget:
             return side
     return None

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from sd35.request import GenerationRequest, Picture
+from sd35.runtime.beginning import SourceEncoder, noised
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.encoders import TextEncoders, encode
 from sd35.runtime.graphs import Recorder
@@ -23,7 +24,7 @@ from sd35.runtime.memory import Work
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.previews import LatentColours, Previews
 from sd35.runtime.residence import Residence
-from sd35.runtime.sampling import Glimpses, OnStep, denoise
+from sd35.runtime.sampling import Glimpses, OnStep, denoise, flow_sigmas
 from sd35.runtime.stretches import current
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
@@ -63,6 +64,7 @@ class Pipeline:
     device: torch.device
     identity: str  # of the checkpoint: SHA-256 over its files
     residence: Residence  # where the three parts' weights are, and when
+    source_encoder: SourceEncoder  # for pictures that begin with an image
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
     colours: LatentColours = field(default_factory=LatentColours)  # of unfinished pictures
@@ -116,10 +118,12 @@ class Pipeline:
     def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"), residence.stage(), current(residence.encoders_on):
-            embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
+        with clock("encode"):
+            with residence.stage(), current(residence.encoders_on):
+                embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
+            with residence.stage(), current(residence.vae_on):
+                latents = self._first_latents(pictures)
         with clock("denoise"), residence.stage(), self.recording() as recorder:
-            latents = initial_latents(pictures, self.device)
             latents = denoise(
                 self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
@@ -130,6 +134,15 @@ class Pipeline:
             images = decode(self.vae, latents.to(residence.vae_on))
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds, finite)
+
+    def _first_latents(self, pictures: Sequence[Picture]) -> Tensor:
+        """Noise; where the pictures begin with images, these and as much noise as the first step expects."""
+        noise, settings = initial_latents(pictures, self.device), pictures[0].settings
+        if settings.strength == 1:
+            return noise
+        clean = self.source_encoder.encode(pictures, self.residence)
+        sigma = flow_sigmas(settings.num_inference_steps, self.shift)[settings.first_step]
+        return noised(clean.to(self.device), noise, sigma.to(self.device))
 
     def _glimpses(self, previews: Previews | None) -> Glimpses | None:
         """Previews as the loop knows them; the colours of this VAE are found with the first."""

@@ -61,14 +61,16 @@ def denoise(
     guidance_scales: Sequence[float] = (),
     glimpses: Glimpses | None = None,
 ) -> Tensor:
-    """Noise [B, 16, H, W] in float32 -> the picture's latents, same shape.
+    """Latents [B, 16, H, W] in float32, at the first step's noise level -> the picture's, same shape.
 
+    That step is the settings' `first_step`: all from pure noise, fewer from an image.
     `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. `guidance_scales`
     has one for each row; empty, it is the settings' for all. With a recorder
     the steps are replayed from CUDA graphs; without `one_pass` guidance takes two smaller ones. Nothing is
     computed for glimpses after other steps than theirs, and the loop never waits for one.
     """
-    sigmas = flow_sigmas(settings.num_inference_steps, shift).to(latents.device)
+    first = settings.first_step
+    sigmas = flow_sigmas(settings.num_inference_steps, shift)[first:].to(latents.device)
     conditioning = mmdit.condition(embeds.sequence, embeds.pooled, sigmas[:-1] * TRAIN_TIMESTEPS)
     strides = sigmas.diff()
     scales = [*(guidance_scales or [settings.guidance_scale] * len(latents))]
@@ -79,7 +81,7 @@ def denoise(
         step = Step(
             latents, conditioning.context, conditioning.table[i], stride, guidance, skip_guidance,
             guided=settings.guided,
-            skip_layers=settings.skip_layers if settings.skips_layers_at(i) else (),
+            skip_layers=settings.skip_layers if settings.skips_layers_at(first + i) else (),
             one_pass=one_pass,
         )  # fmt: skip
         before, latents = latents, recorder.run(mmdit, step) if recorder else euler_step(mmdit, step)

@@ -1,7 +1,8 @@
 """What the parts of a checkpoint will take on a card, read from its headers before anything is loaded.
 
 Bytes are those of the modules as `weights.py` fills them: FP8 stays FP8 with a float32 scale for each row (or
-row and K group), everything else takes the compute dtype, the VAE's encoder stays in the file.
+row and K group), everything else takes the compute dtype. The VAE's encoder, which comes for images alone, is
+no part of the total.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from sd35.checkpoints.source import TensorSource
 from sd35.fp8 import BLOCK
 from sd35.runtime.mmdit import MMDiTConfig
 from sd35.runtime.vae import VaeConfig
+from sd35.runtime.vae_encoder import VaeEncoder
 
 _SCALE_BYTES = 4
 
@@ -42,6 +44,7 @@ class Sizes:
     mmdit: MMDiTConfig
     vae_config: VaeConfig
     itemsize: int = field(default=2)  # of the compute dtype
+    vae_encoder: int = 0
 
     @property
     def encoders(self) -> int:
@@ -90,7 +93,8 @@ def sizes_of(checkpoint: Checkpoint, mmdit: MMDiTConfig, vae_config: VaeConfig, 
         block_modulations=tuple(_grouped(modulations, "transformer_blocks.", 2)),
         block_bytes=tuple(blocks),
         rest=sum(others.values()) - sum(blocks),
-        vae=sum(size for name, size in parts["vae"].items() if not name.startswith("encoder.")),
+        vae=sum(size for name, size in parts["vae"].items() if not name.startswith(VaeEncoder.prefix)),
+        vae_encoder=sum(size for name, size in parts["vae"].items() if name.startswith(VaeEncoder.prefix)),
         mmdit=mmdit,
         vae_config=vae_config,
         itemsize=itemsize,

@@ -11,7 +11,7 @@ and the traffic is what a plain network wastes. Three habits keep it small:
 - A convolution's bias would be a pass over its whole result. Where something reads that result anyway, the
   reader adds it: the next norm (`added`), or the sum that ends a residual block.
 
-Only the decoder is here: pictures are not encoded by this program yet. Shapes: B batch, C channels, H x W.
+The encoder, of the same layers, is `vae_encoder.py`. Shapes: B batch, C channels, H x W.
 Source: arXiv 2112.10752; `AutoencoderKL` of diffusers, which the tests hold this to.
 """
 
@@ -153,6 +153,8 @@ class ToPixels(nn.Module):
 
 class VaeDecoder(nn.Module):
     """The stages in their order; `names` are what a checkpoint calls them, under `decoder.`."""
+
+    prefix = "decoder."
 
     def __init__(self, config: VaeConfig, operations: Operations = reference) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.vae import VaeDecoder
+from sd35.runtime.vae_encoder import VaeEncoder
 
 # Our layer -> the checkpoint's layers (diffusers' names) whose rows it stacks.
 _MODEL_LAYERS = {
@@ -74,7 +75,6 @@ _VAE_LAYERS = {
 }
 # What diffusers called the attention's layers before 0.18.
 _VAE_OLD_LAYERS = {"group_norm": ("group_norm",), "qkv": ("query", "key", "value"), "to_out": ("proj_attn",)}
-_VAE_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,28 @@ def fill_module(
 
 def fill_vae_decoder(decoder: VaeDecoder, tensors: TensorSource, placement: Placement) -> None:
     """Give a VAE's decoder built on the meta device all of its values; the encoder's are left in the file."""
+    _fill_vae(decoder, tensors, placement, beside=VaeEncoder.prefix)
+
+
+def fill_vae_encoder(encoder: VaeEncoder, tensors: TensorSource, placement: Placement) -> None:
+    """The same for the encoder; CheckpointError where the file has none, as text alone needs none."""
+    if not any(name.startswith(encoder.prefix) for name in tensors):
+        raise CheckpointError(
+            "The VAE of this checkpoint has no encoder, so no picture can begin with an image: leave the "
+            "image out, or take a checkpoint with a whole VAE."
+        )
+    _fill_vae(encoder, tensors, placement, beside=VaeDecoder.prefix)
+
+
+def _fill_vae(
+    half: VaeDecoder | VaeEncoder, tensors: TensorSource, placement: Placement, beside: str
+) -> None:
     source = _Source(tensors, placement)
-    for path, layers in _vae_layers_of(decoder, tensors):
-        _fill_layer(decoder, path, layers, source)
-    source.finish(also_known={name for name in tensors if name.startswith(_VAE_ENCODER)})
-    assert not list(_unfilled(decoder))
-    for parameter in decoder.parameters():
+    for path, layers in _vae_layers_of(half, tensors):
+        _fill_layer(half, path, layers, source)
+    source.finish(also_known={name for name in tensors if name.startswith(beside)})
+    assert not list(_unfilled(half))
+    for parameter in half.parameters():
         if parameter.ndim == 4:  # a convolution's, whose input channels shall lie side by side too
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
@@ -241,9 +257,11 @@ def layers_of(mmdit: MMDiT) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield f"blocks.{i}.{path}", tuple(f"transformer_blocks.{i}.{layer}" for layer in layers)
 
 
-def _vae_layers_of(decoder: VaeDecoder, tensors: TensorSource) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for i, (name, stage) in enumerate(zip(decoder.names, decoder.stages, strict=True)):
-        prefix = f"decoder.{name}".rstrip(".")
+def _vae_layers_of(
+    half: VaeDecoder | VaeEncoder, tensors: TensorSource
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for i, (name, stage) in enumerate(zip(half.names, half.stages, strict=True)):
+        prefix = f"{half.prefix}{name}".rstrip(".")
         table = _VAE_OLD_LAYERS if f"{prefix}.query.weight" in tensors else _VAE_LAYERS
         for path, layer in stage.named_modules():
             if list(layer.parameters(recurse=False)):

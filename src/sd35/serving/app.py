@@ -31,8 +31,11 @@ from sd35.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from sd35.serving.pictures import media_type
 from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
 from sd35.serving.settings import LOOPBACK
+from sd35.serving.uploads import LIMITS
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
+PICTURE_BODY_LIMIT = LIMITS.file_bytes * 4 // 3 + BODY_LIMIT  # base64 takes four bytes for three
+PICTURE_PATHS = native.PICTURE_PATHS  # where bodies may hold a picture
 STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
@@ -147,9 +150,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = _body_limit(scope["path"])
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > BODY_LIMIT:
-            await _render(scope["path"], _too_large())(scope, receive, send)
+        if announced.isdigit() and int(announced) > limit:
+            await _render(scope["path"], _too_large(limit))(scope, receive, send)
             return
         taken = 0
 
@@ -157,19 +161,20 @@ class BodyLimit:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > BODY_LIMIT:
-                raise _too_large()
+            if taken > limit:
+                raise _too_large(limit)
             return message
 
         await self._app(scope, counted, send)
 
 
-def _too_large() -> ServiceError:
-    return ServiceError(
-        Problem.TOO_LARGE,
-        f"The body is longer than {BODY_LIMIT} bytes: shorten the prompt, and leave pictures out, for this "
-        "server draws from text alone.",
-    )
+def _body_limit(path: str) -> int:
+    return PICTURE_BODY_LIMIT if path.startswith(PICTURE_PATHS) else BODY_LIMIT
+
+
+def _too_large(limit: int) -> ServiceError:
+    remedy = "shorten the prompt" if limit == BODY_LIMIT else "send a smaller picture"
+    return ServiceError(Problem.TOO_LARGE, f"The body is longer than {limit} bytes: {remedy}.")
 
 
 def _hosts(gateway: Gateway) -> list[str]:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from sd35.errors import PromptError, RequestError
+from sd35.request import STRENGTH, GenerationRequest, check_strength, size_for
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
 from sd35.serving.keys import Caller
 from sd35.serving.outbound import refuse_hidden
@@ -16,6 +17,7 @@ from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError, of_request
 from sd35.serving.seams import PromptPolicy
 from sd35.serving.settings import Model, ServerSettings
+from sd35.serving.uploads import Upload
 from sd35.variants import Variant
 
 MAX_PREVIEWS = 3
@@ -41,6 +43,8 @@ class Ask:
     deadline_s: float | None = None
     webhook_url: str | None = None
     face: str = "native"
+    image: Upload | None = None  # to begin with; what `Uploads.accept` gave
+    strength: float | None = None  # how much of it may go
 
 
 def make_job(
@@ -48,6 +52,7 @@ def make_job(
 ) -> Job:
     """The job that this asks for; ServiceError where it is not acceptable."""
     model = model_named(ask.model, settings)
+    _measure(ask)
     _judge(ask, caller, policy)
     _check(ask, settings)
     spec = _spec(ask, model)
@@ -61,7 +66,7 @@ def make_job(
         client_id=client_id,
         key_id=caller.key_id,
         priority=ask.priority,
-        body_hash=body_hash(vars(ask)),
+        body_hash=body_hash(_asked(ask)),
         face=ask.face,
         webhook_url=ask.webhook_url,
         deadline_at=deadline,
@@ -79,6 +84,14 @@ def model_named(name: str | None, settings: ServerSettings) -> Model:
             Problem.MODEL_NOT_FOUND, f"There is no model {name!r} here: choose one of {names}.", param="model"
         )
     return catalogue[name]
+
+
+def _measure(ask: Ask) -> None:
+    """Before anybody reads the prompts: a body that may hold a picture may hold a very long one."""
+    try:
+        GenerationRequest(ask.prompt, negative_prompt=ask.negative_prompt)
+    except (RequestError, PromptError) as error:
+        raise of_request(error) from error
 
 
 def _judge(ask: Ask, caller: Caller, policy: PromptPolicy) -> None:
@@ -102,6 +115,8 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
         raise _invalid("output_compression", ask.output_compression, "give 0 to 100")
     if not 0 <= ask.previews <= MAX_PREVIEWS:
         raise _invalid("previews", ask.previews, f"give 0 to {MAX_PREVIEWS}")
+    if ask.strength is not None:
+        _check_strength(ask.strength, ask.image)
     if ask.deadline_s is not None and not 0 < ask.deadline_s <= 7 * 86_400:
         raise _invalid("deadline_s", ask.deadline_s, "give seconds above 0, a week at most")
     if ask.webhook_url is not None:
@@ -111,18 +126,36 @@ def _check(ask: Ask, settings: ServerSettings) -> None:
             raise ServiceError(Problem.INVALID_REQUEST, str(error), param="webhook_url") from error
 
 
+def _check_strength(strength: float, image: Upload | None) -> None:
+    if image is None:
+        raise _invalid("strength", strength, "it says how much of an image may go, so give an image too")
+    try:
+        check_strength(strength)
+    except RequestError as error:
+        raise ServiceError(Problem.INVALID_REQUEST, str(error), param="strength") from error
+
+
+def _asked(ask: Ask) -> dict[str, object]:
+    """What makes two requests the same; one without an image hashes as before there were any."""
+    begins = ("image", "strength") if ask.image is None else ()
+    return {name: value for name, value in vars(ask).items() if name not in begins}
+
+
 def _invalid(field: str, value: object, remedy: str) -> ServiceError:
     return ServiceError(Problem.INVALID_REQUEST, f"{field} can't be {value!r}: {remedy}.", param=field)
 
 
 def _spec(ask: Ask, model: Model) -> Spec:
     variant: Variant = model.variant
+    shape = None if ask.image is None else (ask.image.width, ask.image.height)
+    width, height = size_for(shape, ask.width, ask.height, variant)
+    strength = STRENGTH if ask.strength is None else float(ask.strength)
     return Spec(
         prompt=ask.prompt,
         negative_prompt=ask.negative_prompt,
         model=model.name,
-        width=variant.native_size if ask.width is None else ask.width,
-        height=variant.native_size if ask.height is None else ask.height,
+        width=width,
+        height=height,
         num_inference_steps=(
             variant.num_inference_steps if ask.num_inference_steps is None else ask.num_inference_steps
         ),
@@ -133,4 +166,6 @@ def _spec(ask: Ask, model: Model) -> Spec:
         output_format=ask.output_format,
         output_compression=ask.output_compression,
         previews=ask.previews,
+        image=None if ask.image is None else ask.image.name,
+        strength=None if ask.image is None else strength,
     )

@@ -45,6 +45,7 @@ from sd35.serving.messages import (
 from sd35.serving.pictures import preview_base64
 from sd35.serving.problems import Problem
 from sd35.serving.settings import ServerSettings
+from sd35.serving.uploads import path_of
 from sd35.serving.worker_process import WorkerProcess
 
 DEATHS_ALLOWED = 1
@@ -200,7 +201,8 @@ class Attendant:
         pictures = tuple(spec.pictures(live.model))
         # What nobody has checked does not leave the server, unfinished pictures included.
         previews = 0 if self._settings.output_check else spec.previews
-        return Task(live.job.id, live.job.token, live.model, pictures, previews)
+        upload = path_of(self._settings, spec.image)
+        return Task(live.job.id, live.job.token, live.model, pictures, previews, upload)
 
     async def _listen(
         self, worker: WorkerProcess, batch_size: int, is_over: Callable[[], bool]

@@ -25,6 +25,7 @@ from sd35.serving.live import LiveJob
 from sd35.serving.messages import Batch, Beat, Died, Drawing, Drawn, Loading, Refused, Stopped, Task
 from sd35.serving.problems import Problem
 from sd35.serving.settings import ServerSettings
+from sd35.serving.uploads import path_of
 from sd35.serving.worker_process import WorkerProcess
 
 CALM_S = 600.0  # without another second opinion, after one that accused the prompt
@@ -109,8 +110,10 @@ class Breaker:
             self._streak = self._streak + 1 if reason else 0
             is_too_many = self._streak >= self._settings.abnormal_in_a_row
             if is_too_many and not self.is_open and time.monotonic() >= self._calm_until:
-                picture = live.job.spec.pictures(live.model)[index]
-                self._suspect = live, Task(live.job.id, 0, live.model, (picture,))
+                spec = live.job.spec
+                picture = spec.pictures(live.model)[index]
+                upload = path_of(self._settings, spec.image)
+                self._suspect = live, Task(live.job.id, 0, live.model, (picture,), upload=upload)
                 log.error("%s: %d abnormal pictures in a row (%s)", self.name, self._streak, reason)
 
     async def _find_out(self, live: LiveJob, task: Task) -> None:

@@ -112,7 +112,8 @@ class Dispatcher:
 def kind(job: Job) -> tuple[object, ...]:
     """What jobs that are drawn as one batch have in common."""
     spec = job.spec
-    return spec.model, spec.width, spec.height, spec.num_inference_steps, spec.guidance_scale > 1
+    size = spec.width, spec.height
+    return spec.model, *size, spec.num_inference_steps, spec.guidance_scale > 1, spec.strength
 
 
 def _pictures(batch: list[LiveJob]) -> int:

@@ -25,6 +25,7 @@ from sd35.runtime.previews import Previews
 from sd35.runtime.sharing import Needs, SharedParts
 from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.settings import Model, Terms
+from sd35.serving.uploads import read_upload
 from sd35.serving.worker import Listener, OutOfMemoryError, preview_steps
 
 Find = Callable[[Model], Path]
@@ -127,7 +128,7 @@ class PipelineEngine:
         on_card = pipeline.device.type == "cuda"
         if on_card:
             torch.cuda.reset_peak_memory_stats(pipeline.device)
-        pictures = [picture for task in tasks for picture in task.pictures]
+        pictures = [picture for task in tasks for picture in _begun(task)]
         try:
             generation = pipeline.draw(pictures, listener.step, _previews(tasks, listener))
         except torch.OutOfMemoryError as error:
@@ -191,13 +192,21 @@ def _work(tasks: Sequence[Task]) -> Work:
     return Work.of(tasks[0].pictures[0].settings, sum(len(task.pictures) for task in tasks))
 
 
+def _begun(task: Task) -> Sequence[Picture]:
+    """The task's pictures with the image that they begin with; MissingError where it is gone."""
+    if task.upload is None:
+        return task.pictures
+    image = read_upload(task.upload)
+    return [replace(picture, image=image) for picture in task.pictures]
+
+
 def _raw(image: Image.Image) -> RawImage:
     return RawImage(image.width, image.height, image.convert("RGB").tobytes())
 
 
 def _previews(tasks: Sequence[Task], listener: Listener) -> Previews | None:
     """What the tasks together want to see; each is shown its own pictures after its own steps."""
-    steps = tasks[0].pictures[0].settings.num_inference_steps
+    steps = tasks[0].pictures[0].settings.steps_run
     due = [preview_steps(task.previews, steps) for task in tasks]
     if not any(due):
         return None

@@ -69,5 +69,5 @@ async def erase(service: JobService, live: LiveJob, seeds: set[int]) -> LiveJob:
 def without(job: Job, seeds: set[int]) -> Job:
     """The job without these pictures; without its words too when none is left."""
     images = [image for image in job.images if image.seed not in seeds]
-    spec = job.spec if images else replace(job.spec, prompt="", negative_prompt="")
+    spec = job.spec if images else replace(job.spec, prompt="", negative_prompt="", image=None)
     return replace(job, images=images, spec=spec)

@@ -18,6 +18,7 @@ from sd35.serving.seams import PromptPolicy
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.store import Store
+from sd35.serving.uploads import Uploads
 from sd35.serving.watch import Watched
 
 ABANDONED_S = 10.0  # a client that retries is back by then
@@ -34,6 +35,7 @@ class Gateway:
     urls: SignedUrls
     store: Store
     watch: Watched
+    uploads: Uploads
 
 
 def gateway_of(request: Request) -> Gateway:

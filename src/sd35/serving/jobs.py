@@ -13,11 +13,11 @@ import hashlib
 import json
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from sd35.request import GenerationRequest, Picture
+from sd35.request import GenerationRequest, Picture, first_step_of
 from sd35.serving.settings import Model
 
 PIXELS_PER_MEGAPIXEL = 1_000_000
@@ -54,7 +54,11 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to draw, complete: no gap is left to fill after the job has been accepted."""
+    """What to draw, complete: no gap is left to fill after the job has been accepted.
+
+    `image` is the name of an upload (`uploads.py`), and `strength` how much of it may go; both or neither,
+    until the job's pictures are erased, and the image with them.
+    """
 
     prompt: str
     negative_prompt: str
@@ -68,15 +72,26 @@ class Spec:
     output_format: str = "png"
     output_compression: int | None = None  # 0 to 100, as OpenAI means it: quality of JPEG and WebP
     previews: int = 0  # unfinished pictures to show on the way
+    image: str | None = None
+    strength: float | None = None
 
     @property
     def cost(self) -> float:
         """Megapixel-steps: what a card's time is proportional to."""
-        return self.width * self.height / PIXELS_PER_MEGAPIXEL * self.num_inference_steps * self.n
+        return self.width * self.height / PIXELS_PER_MEGAPIXEL * self.steps_run * self.n
+
+    @property
+    def steps_run(self) -> int:
+        """The steps that are run: of an image, as many as its strength says."""
+        steps = self.num_inference_steps
+        return steps if self.strength is None else steps - first_step_of(steps, self.strength)
 
     def pictures(self, model: Model) -> list[Picture]:
-        """The pictures to draw; RequestError where they don't fit the model."""
-        return GenerationRequest(
+        """The pictures to draw; RequestError where they don't fit the model.
+
+        An image that they begin with stays on the disk until a worker reads it there (`Task.upload`).
+        """
+        pictures = GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             width=self.width,
@@ -86,6 +101,10 @@ class Spec:
             seed=self.seed,
             num_images=self.n,
         ).pictures(model.variant)
+        if self.strength is None:
+            return pictures
+        settings = replace(pictures[0].settings, strength=self.strength)
+        return [replace(picture, settings=settings) for picture in pictures]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is safe here.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sd35.request import Picture
 from sd35.serving.settings import Model
@@ -14,13 +15,14 @@ from sd35.serving.settings import Model
 
 @dataclass(frozen=True)
 class Task:
-    """Draw these pictures; `token` is the attempt's."""
+    """Draw these pictures; `token` is the attempt's. `upload` is the file of the picture they begin with."""
 
     job_id: str
     token: int
     model: Model
     pictures: tuple[Picture, ...]
     previews: int = 0
+    upload: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@
 Bodies are strict: a field that we don't know is refused, for what is misspelt would be silently ignored.
 """
 
+import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from sd35 import __version__
+from sd35.request import STRENGTH
 from sd35.serving.asking import MAX_PREVIEWS, Ask, make_job
 from sd35.serving.attendant import Attendant
 from sd35.serving.cursors import cursor_after, read_cursor
@@ -29,12 +32,15 @@ from sd35.serving.offers import offer
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.store import Wanted
+from sd35.serving.uploads import IMAGE_FORMATS, LIMITS
 
 PREFIX = "/api/v1"
 Known = Annotated[Caller, Depends(caller_of)]
 ClientId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 NAME = "native"  # in records and metrics
+PICTURE_PATHS = (f"{PREFIX}/jobs",)  # where bodies may hold a picture
+LONGEST_WORD = 2000
 router = APIRouter(prefix=PREFIX)
 
 
@@ -45,19 +51,21 @@ class JobBody(BaseModel):
 
     prompt: StrictStr
     negative_prompt: StrictStr = ""
-    model: StrictStr | None = None
+    model: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] | None = None
     width: StrictInt | None = None
     height: StrictInt | None = None
     num_inference_steps: StrictInt | None = None
     guidance_scale: StrictFloat | StrictInt | None = None
     seed: StrictInt | None = None
     n: StrictInt = 1
-    output_format: StrictStr = "png"
+    output_format: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] = "png"
     output_compression: StrictInt | None = None
     previews: StrictInt = 0
     priority: Priority = Priority.NORMAL
     deadline_s: StrictFloat | StrictInt | None = None
-    webhook_url: StrictStr | None = None
+    webhook_url: Annotated[StrictStr, Field(max_length=LONGEST_WORD)] | None = None
+    image: Annotated[StrictStr, Field(description="PNG, JPEG or WEBP in base64, to begin with")] | None = None
+    strength: StrictFloat | StrictInt | None = None
 
 
 @router.post("/jobs", status_code=202)
@@ -135,6 +143,8 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],
         "max_images": gateway.settings.max_images,
+        "image": {"formats": IMAGE_FORMATS, "max_bytes": LIMITS.file_bytes, "max_pixels": LIMITS.pixels},
+        "strength": STRENGTH,
         "max_previews": MAX_PREVIEWS,
     }
 
@@ -203,10 +213,24 @@ def render(error: ServiceError) -> JSONResponse:
 
 async def _accept(body: JobBody, request: Request, caller: Caller, client_id: str | None) -> JSONResponse:
     gateway = gateway_of(request)
-    job = make_job(Ask(**vars(body)), caller, gateway.settings, gateway.policy, client_id)
+    asked = {**vars(body), "image": None}
+    if body.image is not None:
+        asked["image"] = await gateway.uploads.accept(await asyncio.to_thread(from_base64, body.image))
+    job = make_job(Ask(**asked), caller, gateway.settings, gateway.policy, client_id)
     live = await gateway.service.submit(job, caller)
     location = f"{PREFIX}/jobs/{live.job.id}"
     return JSONResponse(view(live, request), 202, {"Location": location})
+
+
+def from_base64(text: str) -> bytes:
+    """A file that JSON carries, bare or as a `data:` URL; ServiceError where it is neither."""
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise ServiceError(
+            Problem.INVALID_IMAGE, "image is not base64: send the file's bytes encoded so.", param="image"
+        ) from error
 
 
 async def _stream(live: LiveJob, last: int) -> AsyncIterator[str]:

@@ -63,7 +63,7 @@ class NullEngine:
 
     def draw(self, tasks: Sequence[Task], listener: Listener) -> list[Drawing]:
         """As many steps as were asked for, none of which does anything."""
-        steps = tasks[0].pictures[0].settings.num_inference_steps
+        steps = tasks[0].pictures[0].settings.steps_run
         for done in range(1, steps + 1):
             listener.step(done, steps)
             for place, task in enumerate(tasks):

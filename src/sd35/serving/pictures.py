@@ -65,7 +65,14 @@ def encode(raw: RawImage, job: Job, picture: Picture, loaded: Loaded, *, with_pr
     """One picture in the format that the job asks for."""
     image, spec = _image(raw), job.spec
     if spec.output_format == "png":
-        recipe = recipe_of(picture, loaded.identity, loaded.precision, __version__, with_prompt=with_prompt)
+        recipe = recipe_of(
+            picture,
+            loaded.identity,
+            loaded.precision,
+            __version__,
+            with_prompt=with_prompt,
+            image_sha256=spec.image,
+        )
         return png_bytes(image, recipe, PNG_LEVEL)
     quality = QUALITY if spec.output_compression is None else spec.output_compression
     return _encoded(image, spec.output_format, quality)

@@ -24,6 +24,7 @@ class Problem(Kind, Enum):
     """The kinds of refusal and failure there are."""
 
     INVALID_REQUEST = "invalid_request", 400
+    INVALID_IMAGE = "invalid_image", 400
     PROMPT_BLOCKED = "prompt_blocked", 400
     OUTPUT_BLOCKED = "output_blocked", 400
     UNAUTHORIZED = "unauthorized", 401

@@ -87,6 +87,8 @@ def record_of(job: Job) -> dict[str, Any]:
         "seed": spec.seed,
         "n": spec.n,
         "output_format": spec.output_format,
+        "image_sha256": spec.image,
+        "strength": spec.strength,
         "megapixel_steps": spec.cost,
         **{f"{phase}_s": job.seconds.get(phase) for phase in PHASES},
         "peak_vram_bytes": job.peak_vram_bytes,

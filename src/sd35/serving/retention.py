@@ -3,7 +3,7 @@
 `keep_pictures` may name an age, a size or both (`30d`, `200GB`, `30d,200GB`): what is older goes, and then
 the oldest until the rest fits. `keep_records` names an age. Without one, everything is kept for ever. Only
 jobs that have ended are forgotten, counted from their end. A record must live for a day at least, because
-quotas are counted over the last 24 hours.
+quotas are counted over the last 24 hours. An upload lives as long as a job in the database names it.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage, retire
 from sd35.serving.store import Store
 from sd35.serving.tables import attempts, jobs, webhooks
+from sd35.serving.uploads import Uploads
 
 SWEEP_S = 3600.0
 DAY_S = 86_400.0
@@ -86,15 +87,22 @@ class Swept:
 
     pictures: int
     records: int
+    uploads: int = 0
 
 
 class Retention:
     """Sweeps a server's pictures and records, at its start and then every hour."""
 
     def __init__(
-        self, terms: Terms, storage: Storage, store: Store, clock: Callable[[], float] = time.time
+        self,
+        terms: Terms,
+        storage: Storage,
+        store: Store,
+        uploads: Uploads,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._terms, self._storage, self._store, self._clock = terms, storage, store, clock
+        self._uploads = uploads
 
     async def run(self) -> None:
         """Sweep until cancelled; what fails is tried again an hour later."""
@@ -105,7 +113,10 @@ class Retention:
                 log.error("retention: not everything could be ended (%s); the next try is in an hour", error)
             else:
                 if swept != Swept(0, 0):
-                    log.info("retention: ended %d pictures, %d records", swept.pictures, swept.records)
+                    log.info(
+                        "retention: ended %d pictures, %d records, %d uploads",
+                        swept.pictures, swept.records, swept.uploads,
+                    )  # fmt: skip
             await asyncio.sleep(SWEEP_S)
 
     async def sweep(self) -> Swept:
@@ -116,7 +127,9 @@ class Retention:
             gone = await asyncio.to_thread(
                 retire, self._storage, now=now, keep_s=pictures.seconds, keep_bytes=pictures.size
             )
-        return Swept(len(gone), await self._forget(now))
+        forgotten = await self._forget(now)
+        unneeded = await asyncio.to_thread(self._uploads.sweep, self._store.uploads_named, now)
+        return Swept(len(gone), forgotten, len(unneeded))
 
     async def _forget(self, now: float) -> int:
         keep, forgotten = self._terms.records.seconds, 0

@@ -24,11 +24,12 @@ from sd35.serving.folder import read_secret
 from sd35.serving.gateway import Gateway
 from sd35.serving.happenings import Observers
 from sd35.serving.neighbours import open_check, open_keys, open_policy, open_storage, signed_urls
-from sd35.serving.retention import Terms
+from sd35.serving.retention import Retention, Terms
 from sd35.serving.service import JobService
 from sd35.serving.settings import ServerSettings
 from sd35.serving.signing import Signer
 from sd35.serving.store import Store
+from sd35.serving.uploads import Uploads, folder_of
 from sd35.serving.watch import watched
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,10 @@ def serve(
         place = open_storage(settings, folder, urls)
         store, observers = open_store(settings, folder), Observers()
         service = JobService(settings, store, place, commands, check, observers)
-        watch = watched(service, observers, terms, store, place, Signer(read_secret(folder)))
-        gateway = Gateway(settings, service, policy, keys, urls, store, watch)
+        uploads = Uploads(folder_of(settings))
+        keeping = Retention(terms, place, store, uploads)
+        watch = watched(service, observers, keeping, store, place, Signer(read_secret(folder)))
+        gateway = Gateway(settings, service, policy, keys, urls, store, watch, uploads)
         _run(gateway, listening, announce)
 
 

@@ -197,6 +197,12 @@ class Store:
             rows = connection.execute(found).all()
         return sum(row.spec["n"] for row in rows), sum(row.cost for row in rows)
 
+    def uploads_named(self) -> set[str]:
+        """The uploads that jobs begin with, ended ones included."""
+        name = jobs.c.spec["image"].as_string()
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(name).where(name.is_not(None)).distinct()).scalars())
+
     # ---- the writer
 
     def _submit(self, operation: Operation, patience_s: float = 0.0) -> "Future[Any]":

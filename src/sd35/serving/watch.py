@@ -14,7 +14,7 @@ from sd35.serving.happenings import Observers
 from sd35.serving.metrics import Metrics
 from sd35.serving.outbound import Outbound
 from sd35.serving.records import keep_diagnosis
-from sd35.serving.retention import Retention, Terms
+from sd35.serving.retention import Retention
 from sd35.serving.service import JobService
 from sd35.serving.signing import Signer
 from sd35.serving.storage import Storage
@@ -35,7 +35,12 @@ class Watched:
 
 
 def watched(
-    service: JobService, observers: Observers, terms: Terms, store: Store, storage: Storage, signer: Signer
+    service: JobService,
+    observers: Observers,
+    retention: Retention,
+    store: Store,
+    storage: Storage,
+    signer: Signer,
 ) -> Watched:
     """Let all of them observe; their chores begin with the server."""
     settings, read = service.settings, partial(read_gauges, service)
@@ -51,5 +56,4 @@ def watched(
         observers.add(traces.observe)
         chores.append(traces.run)
     alerts = Alerts(rules, board, read, Receivers.of(settings, signer))
-    retention = Retention(terms, storage, store)
     return Watched(metrics, board, signer, Chores([alerts.run, retention.run, *chores]), cards)
