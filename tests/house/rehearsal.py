@@ -45,8 +45,9 @@ serving=
 _stop_serving() {{ if [ -n "$serving" ]; then kill -TERM "$serving"; wait "$serving"; serving=; fi }}
 _serve() {{
     _stop_serving
+    rm -f serving.log
     sd35 serve "$@" > serving.log 2>&1 & serving=$!
-    until grep -q "serves on" serving.log; do kill -0 "$serving" || {{ cat serving.log >&2; return 1; }}; sleep 0.05; done
+    until grep -qs "serves on" serving.log; do kill -0 "$serving" || {{ cat serving.log >&2; return 1; }}; sleep 0.05; done
 }}
 {prepare}
 [ -z "${{TIMES:-}}" ] || {{ exec 9> times; BASH_XTRACEFD=9; PS4='$EPOCHREALTIME $LINENO '; set -x; }}
@@ -135,11 +136,9 @@ def _answer(asker: socket.socket) -> None:
         code = _sd35(arguments) if name == "sd35" else _python(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
     finally:
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         sys.stdout.flush()
         sys.stderr.flush()
         asker.send(str(code).encode())
@@ -175,7 +174,7 @@ def _import_everything() -> None:
     import sd35.quantization.ready
     import sd35.quantization.transcode
     import sd35.runtime.pipeline
-    import sd35.serving.server  # noqa: F401
+    import sd35.serving.server
     from sd35.variants import VARIANTS
 
     sd35.cli.main.build_parser()

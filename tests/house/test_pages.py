@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import loopback_hub
 import pytest
 import yaml
-import loopback_hub
 from loopback_hub import LoopbackHub, contents
 from markdown_pages import ROOT, Command, Page, pages
 from rehearsal import Rehearsal, rehearsals
@@ -30,7 +30,7 @@ PAGES = [page for page in pages() if not page.name.startswith("src/")]
 WITH_COMMANDS = [page for page in PAGES if page.commands]
 LANGUAGES = {"sh", "python", "text", "toml", "yaml", "nginx"}
 
-CARD = "a card, or Large's size: hours or 28 GB without one; tests/bench runs it small"
+CARD = "needs a card, or Large's 28 GB; tests/bench runs it small"
 SUITE = "runs tests or checks: this is one of them"
 NETWORK = "installs packages from the network: CI's first step does"
 MACHINE = (
@@ -61,6 +61,7 @@ LEFT_OUT = [
     ("docs/guides/deploy.md", "journalctl", MACHINE),
     ("docs/guides/deploy.md", "docker", MACHINE),
     ("docs/guides/deploy.md", "sqlite3 /var", MACHINE),
+    ("docs/guides/comfyui.md", "hf download", NETWORK),
     ("docs/guides/memory.md", "sd35 bench", CARD),
     ("docs/guides/memory.md", "python benchmarks/random_checkpoint.py", CARD),
     ("docs/guides/serving.md", "pip install", NETWORK),
@@ -69,6 +70,7 @@ LEFT_OUT = [
 # Commands that end with another code than 0 here: nothing was interrupted, no key has that name, there is no
 # FlashAttention-3 on a CPU and no position beyond 512 pixels in the demo.
 ENDS = {
+    ("docs/guides/8gb-card.md", "sd35 doctor large --max-vram 5.2GiB --size 768"): 2,
     ("docs/guides/quantization.md", "sd35 quantize SOURCE DESTINATION --resume"): 4,
     ("docs/guides/serving-storage.md", "sd35 keys revoke 3f2a9c0d11e4b7a8"): 4,
     ("docs/guides/troubleshooting.md", "sd35 doctor --attention fa3"): 4,
@@ -79,6 +81,18 @@ STAND_INS = {
     "docs/getting-started.md": 'mkdir ~/models; ln -s "$DEMO" ~/models/stable-diffusion-3.5-medium',
     "README.md": 'mkdir ~/models; ln -s "$DEMO" ~/models/stable-diffusion-3.5-large',
     "README.zh-CN.md": 'mkdir ~/models; ln -s "$DEMO" ~/models/stable-diffusion-3.5-large',
+    "docs/guides/comfyui.md": """
+        mkdir -p ~/models ~/ComfyUI/models/checkpoints ~/ComfyUI/models/text_encoders
+        ln -s "$DEMO" ~/models/sd3.5-large
+        cp -r "$DEMO" sd3.5-configs; rm sd3.5-configs/sd35.json sd3.5-configs/*/*.safetensors
+        cd ~/ComfyUI/models
+        sd35 convert demo checkpoints/sd3.5_large_fp8_scaled.safetensors --format comfy-legacy \\
+            --requantize --with-encoders
+        sd35 convert demo checkpoints/sd3.5_large.safetensors --format 16bit-file
+        cp "$DEMO/text_encoder/model.safetensors" text_encoders/clip_l.safetensors
+        cp "$DEMO/text_encoder_2/model.safetensors" text_encoders/clip_g.safetensors
+        cp "$DEMO/text_encoder_3/model.safetensors" text_encoders/t5xxl_fp8_e4m3fn_scaled.safetensors
+        cd -""",
     "docs/guides/fetch.md": "mkdir -p ~/models/sd3.5-large/.cache/huggingface/download",
     "docs/guides/formats.md": """
         mkdir PATH PATH/TO; ln -s "$DEMO" PATH/TO/FOLDER
@@ -91,14 +105,16 @@ STAND_INS = {
     "docs/guides/memory.md": 'ln -s "$DEMO" FOLDER; ln -s "$DEMO" large-16bit',
     "docs/guides/operations.md": """
         _serve --engine null
-        curl -fsS http://127.0.0.1:$SD35_SERVE_PORT/v1/images/generations --json '{"prompt": "a fox"}' > /dev/null
+        curl -fsS http://127.0.0.1:$SD35_SERVE_PORT/v1/images/generations \\
+            --json '{"prompt": "a fox"}' > /dev/null
         export SD35_SERVE_ENGINE=null""",
     "docs/guides/quantization.md": 'ln -s "$DEMO" SOURCE; echo "a fox" > prompts.txt',
     "docs/guides/troubleshooting.md": 'cp -r "$DEMO" CHECKPOINT',
     "docs/guides/verify.md": 'cp -r "$DEMO" PATH; rm PATH/sd35.json',
 }
-# The hub that pages fetch from has one repository with the demo's files: under the name that the page asks for.
+# The hub that pages fetch from has one repository with the demo's files, under the name that is asked for.
 FETCHED = {
+    "docs/guides/8gb-card.md": "large",
     "README.md": "medium",
     "README.zh-CN.md": "medium",
     "docs/guides/deploy.md": "large",
