@@ -37,6 +37,7 @@ from sd35.compare.judges import SubjectJudge
 from sd35.config import RuntimeConfig
 from sd35.demo.prompts import held_out_prompts, trained_prompts
 from sd35.fp8 import Scheme
+from sd35.kernels.attention import attention_refuses
 from sd35.quantization.calibrate import LayerInputs, calibrate
 from sd35.quantization.grams import Grams
 from sd35.quantization.recipe import Recipe
@@ -77,6 +78,8 @@ class Bench:
     def ours(self, recipe: Recipe) -> Pipeline:
         """The demo by a recipe."""
         place = self.folder / recipe.name
+        if place.exists():
+            return load_pipeline(place, self.config)
         is_learned, is_static = recipe.rounding == "learned", recipe.blocks.activation == "static"
         inputs = self.inputs if is_learned or is_static else None
         grams = self.grams if is_learned else None
@@ -92,6 +95,15 @@ def in_float32(bench: Bench) -> Pipeline:
     """The floor: what bf16 arithmetic alone does."""
     config = bench.config
     return load_pipeline("demo", RuntimeConfig(device=config.device, compute_dtype="fp32"))
+
+
+def with_e4m3_attention(bench: Bench) -> Pipeline:
+    """The default recipe, and q, k and v in E4M3 besides: what `--attention fa3-fp8` does."""
+    placement = resolve(bench.config)
+    refusal = attention_refuses("fa3-fp8", placement.device, placement.dtype)
+    if refusal is not None:
+        raise SkippedError(refusal)
+    return replace(bench, config=replace(bench.config, attention="fa3-fp8")).ours(Recipe.of(ROWWISE))
 
 
 def cast_plainly(bench: Bench) -> Pipeline:
@@ -149,6 +161,7 @@ def by_recipe(scheme: Scheme, **choices: object) -> Callable[[Bench], Pipeline]:
 ROWS: dict[str, Callable[[Bench], Pipeline]] = {
     "16-bit, float32 compute": in_float32,
     "rowwise (default)": by_recipe(ROWWISE),
+    "rowwise, E4M3 attention": with_e4m3_attention,
     "rowwise, learned rounding": by_recipe(ROWWISE, rounding="learned"),
     "torchao, PerRow": partial(by_torchao, "PerRow"),
     "torchao, PerTensor": partial(by_torchao, "PerTensor"),

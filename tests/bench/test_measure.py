@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from sd35.bench import measure as measuring
 from sd35.bench import timing
 from sd35.bench.kernels import by_kind, kind_of, profile_step
 from sd35.bench.measure import measure
@@ -23,6 +24,7 @@ class ScriptedEngine:
     drawings: list[list[float]]
     now: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    caps: dict[torch.device, int | None] = field(default_factory=lambda: {torch.device("cpu"): None})
     precision: str = "float8_e4m3fn"
     attention: str = "sdpa"
     plan: str = "staged"
@@ -57,6 +59,21 @@ def test_medians_without_what_comes_first(monkeypatch: pytest.MonkeyPatch, tiny:
     assert row.seconds == pytest.approx(18)
     assert row.stage_seconds == pytest.approx({"encode": 1, "denoise": 17})
     assert (row.engine, row.width, row.steps, row.guidance, row.reason) == ("sd35", 64, 3, True, None)
+
+
+def test_each_card_has_its_peak_and_its_cap(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:
+    """With several, the row's peak is that of the fullest; with one there is nothing more to say."""
+    engine = scripted(monkeypatch, [[1, 1]] * 6)
+    assert measure(engine, "sd35", tiny).devices == {}
+    first, second = torch.device("cpu"), torch.device("cpu:0")
+    engine.caps = {first: 7, second: 9}
+    monkeypatch.setattr(measuring, "peak_memory_bytes", lambda device: 5 if device == first else 8)
+    row = measure(engine, "sd35", tiny)
+    assert row.peak_bytes == 8
+    assert row.devices == {
+        "cpu": {"peak_bytes": 5, "cap_bytes": 7},
+        "cpu:0": {"peak_bytes": 8, "cap_bytes": 9},
+    }
 
 
 def test_a_single_step_is_its_stage(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:

@@ -76,6 +76,16 @@ def test_a_cap_is_beside_the_run_without_one(result: dict[str, Any]) -> None:
     assert readme_section([result]) == ""
 
 
+def test_a_divided_plan_names_its_cards(result: dict[str, Any]) -> None:
+    """Both tables have each card's peak beside the plan."""
+    peaks = {f"cuda:{i}": {"peak_bytes": i * 2**30 + 2**30, "cap_bytes": 7 * 2**30} for i in range(2)}
+    row = {**result["rows"][0], "cap_bytes": 7 * 2**30, "plan": "split", "devices": peaks}
+    result["rows"].append(row)
+    words = "| split: cuda:0 1.0 GiB, cuda:1 2.0 GiB |"
+    assert words in memory_section([result])
+    assert words in short_table(result)
+
+
 def test_nothing_measured_is_no_section() -> None:
     """Without results the README says nothing of speed."""
     assert readme_section([]) == memory_section([]) == ""

@@ -39,6 +39,8 @@ def test_quick_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--budget", "0"], 2, "budget"),
         (["--kernels", "magic"], 2, "kernels"),
         (["--device", "cuda:99"], 4, "cuda:99"),
+        (["--devices", "cuda:0,cuda:99"], 4, "is not there"),
+        (["--devices", "cpu,cpu", "--stage", "denoise"], 2, "one device"),
         (["--out", "/no/such/folder/r.json"], 4, "does not exist"),
     ],
 )
@@ -56,6 +58,7 @@ def test_bench_refuses_in_one_line(
         ([], {}),
         (["--attention", "sdpa", "--no-cuda-graphs"], {"attention": "sdpa", "cuda_graphs": False}),
         (["--device", "cpu", "--kernels", "reference"], {"device": "cpu", "kernels": "reference"}),
+        (["--devices", "cpu,cpu:0"], {"devices": "cpu,cpu:0"}),
     ],
 )
 def test_how_to_run_is_said_in_flags(flags: list[str], runtime: dict[str, object]) -> None:

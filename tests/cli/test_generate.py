@@ -188,6 +188,44 @@ def test_a_budget_reaches_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "headroom" in err
 
 
+def test_two_devices_share_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """--devices divides what the first has no room for: said, in the table of --verbose, and in JSON."""
+    target = ["-o", str(tmp_path / "fox.png"), "--width", "128", "--height", "128", *FAST[:4]]
+    flags = ["--devices", "cpu,cpu:0", "--max-vram", "165MiB,1GiB", "--verbose", "--json"]
+    assert main(["generate", "a fox", *flags, *target]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["plan"]["name"] == "beside"
+    assert report["plan"]["division"]["encoders"] == 1
+    first, second = report["plan"]["devices"]
+    assert (first["device"], first["budget_bytes"]) == ("cpu", 165 << 20)
+    assert (second["device"], second["budget_bytes"]) == ("cpu:0", 1 << 30)
+    assert all(stage["bytes"] <= 165 << 20 for stage in first["stages"])
+    assert list(report["peak_memory_bytes_by_device"]) == ["cpu", "cpu:0"]
+    assert report["peak_memory_bytes"] == max(report["peak_memory_bytes_by_device"].values())
+    assert "divided over cpu, cpu:0 by the plan 'beside'" in caplog.text
+    assert any(line.startswith("cpu:0  encoders") for line in err.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "word"),
+    [
+        (["--device", "cpu", "--devices", "cpu,cpu:0"], 2, "twice"),
+        (["--devices", "cpu,cpu:0", "--max-vram", "1GiB,2GiB,3GiB"], 2, "3 amounts"),
+        (["--devices", "cpu,tpu9"], 4, "no kind of device"),
+    ],
+)
+def test_impossible_devices_are_one_sentence(
+    flags: list[str], code: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two answers to one question, amounts for other devices, and what is not there."""
+    found, err = refused(capsys, "a fox", "-o", str(tmp_path), *FAST[:4], *flags)
+    assert found == code
+    assert word in err
+
+
 @pytest.mark.parametrize(("amount", "code", "word"), [("8 bananas", 2, "max_vram"), ("1MiB", 4, "fits")])
 def test_an_impossible_budget_is_one_sentence(
     amount: str, code: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

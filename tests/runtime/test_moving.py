@@ -46,6 +46,23 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("repeats", [False, True])
+def test_a_layer_called_again_at_once_is_fetched_once(
+    layers: list[nn.Linear], fetched: list[int], repeats: bool
+) -> None:
+    """Two inputs, layer by layer: the second finds the layer there, or, of the last, a new one."""
+    a, b = torch.randn(3, 5), torch.randn(2, 5)
+    expected = run(layers, a), run(layers, b)
+    guests = parade(layers, Dock(CPU), repeats=repeats)
+    with torch.inference_mode():
+        for layer in layers:
+            a, b = layer(a), layer(b)
+    assert torch.equal(a, expected[0])
+    assert torch.equal(b, expected[1])
+    assert len(fetched) == len(layers) + 1
+    guests.end()
+
+
+@pytest.mark.parametrize("repeats", [False, True])
 def test_a_parade_computes_what_its_layers_do(layers: list[nn.Linear], repeats: bool) -> None:
     """Twice in a row, to the last bit; afterwards the layers are as they were."""
     x = torch.randn(3, 5)

@@ -2,16 +2,23 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from sd35.config import RuntimeConfig
 from sd35.errors import DeviceError
+from sd35.fp8 import ScaledTensor
+from sd35.kernels.operands import Product
+from sd35.kernels.reference import fp8_values
 from sd35.request import GenerationRequest
 from sd35.runtime import load, memory, pipeline
+from sd35.runtime.graphs import Recorder
+from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.moving import aligned
@@ -57,6 +64,23 @@ def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small
     assert movable.residence.dock.held == 0
 
 
+def unfinished(layer: Fp8Linear, x: ScaledTensor) -> Product:
+    """The layer's product as a card's tensor cores leave it: scales and bias are the reader's to apply."""
+    values = functional.linear(fp8_values(x.data, torch.float32), fp8_values(layer.data, torch.float32))
+    return Product(values, x.scale, layer.scale.flatten(), layer.bias)
+
+
+def test_a_block_that_has_gone_leaves_its_last_product_whole(
+    demo_fp8: Path, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next block finishes it, when another's weights are in the room already."""
+    monkeypatch.setattr(Fp8Linear, "_product", unfinished)
+    pipeline = load_pipeline(demo_fp8, replace(CPU, activations="fp8"))
+    expected = drawn(pipeline, small)
+    pipeline.residence.change(next(plan for plan in PLANS if plan.passing == 1 and plan.one_pass))
+    assert np.abs(drawn(pipeline, small) - expected).max() <= 1
+
+
 def test_the_smallest_plan_holds_what_its_table_says(movable: Pipeline, small: GenerationRequest) -> None:
     """Of weights that move there are never more on the device than the largest stage's, to 1%."""
     movable.residence.change(PLANS[-1])
@@ -87,6 +111,19 @@ def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
     assert torch.equal(found.table, expected.table)
     assert residence.dock.peak == 2 * max(bytes_of_modules(layer) for layer in mmdit.modulation_layers())
     assert residence.dock.held == 0
+
+
+def test_blocks_come_when_they_are_brought(movable: Pipeline) -> None:
+    """Before a loop is recorded: all that the transformer's call would bring, and nothing of the others'."""
+    movable.residence.change(next(plan for plan in PLANS if not plan.blocks_stay))
+    movable.residence.bring(movable.vae)
+    brought = movable.residence.dock.held
+    movable.residence.bring(movable.mmdit)
+    sizes = movable.residence.sizes
+    assert movable.residence.dock.held - brought == pytest.approx(sizes.blocks, rel=0.02)
+    assert brought == pytest.approx(sizes.vae, rel=0.02)
+    movable.residence.change(PLANS[0])
+    assert movable.residence.dock.held == 0
 
 
 def test_kept_prompts_need_no_encoders(movable: Pipeline, small: GenerationRequest) -> None:
@@ -211,3 +248,40 @@ def test_on_a_card(plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest) -
     before = torch.cuda.memory_allocated()
     assert np.abs(drawn(on_card, small) - expected).max() <= (3 if plan.strips or not plan.one_pass else 0)
     assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "plan", [p for p in PLANS[1:] if not p.passing], ids=lambda plan: str(PLANS.index(plan))
+)
+def test_a_loop_is_recorded_where_weights_move_between_stages(
+    plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest
+) -> None:
+    """Replayed steps give the picture of steps that were not, and leave no memory behind them."""
+    eager = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
+    eager.residence.change(plan)
+    expected = drawn(eager, small)
+    recorded = replace(eager, recorder=Recorder(lambda: eager.residence.bring(eager.mmdit)))
+    assert np.array_equal(drawn(recorded, small), expected)
+    before = torch.cuda.memory_allocated()
+    assert np.array_equal(drawn(recorded, small), expected)
+    assert torch.cuda.memory_allocated() <= before
+
+
+@pytest.mark.gpu
+def test_a_card_that_is_full(demo_fp8: Path, small: GenerationRequest) -> None:
+    """A true out of memory: drawn by a smaller plan after all, or one sentence; then all is as it was."""
+    on_card = load_pipeline(demo_fp8, RuntimeConfig(device="cuda"))
+    expected = drawn(on_card, small)
+    on_card.recorder.forget()  # type: ignore[union-attr]
+    torch.cuda.empty_cache()
+    baseline, total = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((baseline + (24 << 20)) / total)
+        with pytest.raises(DeviceError, match="largest square that fits"):
+            on_card.generate(replace(small, width=512, height=512, num_images=64))
+        assert on_card.residence.plan != PLANS[0]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.abs(drawn(on_card, small) - expected).max() <= 3
+    assert on_card.residence.dock.held == 0

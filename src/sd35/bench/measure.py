@@ -25,6 +25,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def caps(self) -> dict[torch.device, int | None]:
+        """Each device that it was given, `device` first, and the most that it might allocate there."""
+        ...
+
+    @property
     def precision(self) -> str:
         """Dtypes of the transformer's weights."""
         ...
@@ -60,14 +65,16 @@ class Engine(Protocol):
 def measure(engine: Engine, name: str, workload: Workload) -> Row:
     """The figures of a loaded engine."""
     first_call = _first_call(engine, workload)
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    for device in engine.caps:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
     step_ms: list[float] = []
     stages: list[dict[str, float]] = []
     for round_number in range(1, workload.rounds + 1):
         marks = StepMarks()
         stages.append(engine.draw(workload.pictures(round_number), marks))
         step_ms += marks.milliseconds()
+    peaks = {str(device): peak_memory_bytes(device) for device in engine.caps}
     row = replace(
         empty_row(name, workload),
         precision=engine.precision,
@@ -76,12 +83,20 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
         cap_bytes=engine.cap_bytes,
         seconds=statistics.median(sum(one.values()) for one in stages),
         stage_seconds={stage: statistics.median(one[stage] for one in stages) for stage in stages[0]},
-        peak_bytes=peak_memory_bytes(engine.device),
+        peak_bytes=max(peaks.values()),
+        devices=_by_device(peaks, engine.caps) if len(peaks) > 1 else {},
         first_call_seconds=first_call,
         load_seconds=engine.load_seconds,
         host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
     )
     return _with_steps(row, step_ms, stages)
+
+
+def _by_device(
+    peaks: dict[str, int], caps: dict[torch.device, int | None]
+) -> dict[str, dict[str, int | None]]:
+    by_name = {str(device): cap for device, cap in caps.items()}
+    return {name: {"peak_bytes": peak, "cap_bytes": by_name[name]} for name, peak in peaks.items()}
 
 
 def _first_call(engine: Engine, workload: Workload) -> float | None:

@@ -17,9 +17,11 @@ from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.full_size import config_of
 from sd35.checkpoints.sizes import config_size
 from sd35.checkpoints.store import locate
+from sd35.config import RuntimeConfig
 from sd35.errors import RequestError
 from sd35.quantization.recipe import Recipe
 from sd35.request import Picture
+from sd35.runtime.devices import devices_of
 from sd35.runtime.encoders import encode
 from sd35.runtime.facts import components, precision
 from sd35.runtime.latents import decode, initial_latents
@@ -42,7 +44,8 @@ class Sd35Engine:
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
         self.precision = precision(self._pipeline)["transformer"]
         self.attention = str(self._pipeline.mmdit.engine.attention)
-        self.cap_bytes = _cap(workload.config().vram_bytes, self.device)
+        self.caps = _cap_all(workload.config())
+        self.cap_bytes = max(filter(None, self.caps.values()), default=None)
         if self._stage is not None:
             self._let_go_of_all_but(_USED[self._stage])
 
@@ -50,7 +53,7 @@ class Sd35Engine:
         """The named checkpoint's pipeline, under the cap from the start; the clock waits for all."""
         assert workload.checkpoint is not None
         _demand_size(workload)
-        _cap(workload.config().vram_bytes, self.device)
+        _cap_all(workload.config())
         drain(self.device)  # a card's first call is not loading
         begin = time.perf_counter()
         pipeline = load_pipeline(workload.checkpoint, workload.config(), workload.model)
@@ -80,11 +83,11 @@ class Sd35Engine:
         pipeline, settings = self._pipeline, pictures[0].settings
         latents = initial_latents(pictures, self.device)
         plan = pipeline.residence.plan
-        recorder = None if plan.moves else pipeline.recorder
-        denoise(
-            pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
-            one_pass=plan.one_pass,
-        )  # fmt: skip
+        with pipeline.recording() as recorder:
+            denoise(
+                pipeline.mmdit, latents, self._embeds, settings, pipeline.shift, on_step, recorder,
+                one_pass=plan.one_pass,
+            )  # fmt: skip
 
     def _decode(self, pictures: Sequence[Picture], on_step: OnStep) -> None:
         decode(self._pipeline.vae, initial_latents(pictures, self.device))
@@ -98,7 +101,12 @@ class Sd35Engine:
 def _made(workload: Workload, device: torch.device) -> Pipeline:
     """A pipeline of random weights, FP8 where `sd35 quantize` makes FP8."""
     checkpoint = RandomCheckpoint(workload.variant, device, Recipe())
-    return assemble(checkpoint, workload.config(), workload.model, identity="random")
+    pipeline = assemble(checkpoint, workload.config(), workload.model, identity="random")
+    if pipeline.residence.plan.division is not None:
+        # Drawing and quantizing leave holes between the weights, which a checkpoint's bytes do not.
+        pipeline.rest()
+        pipeline.wake()
+    return pipeline
 
 
 def _demand_size(workload: Workload) -> None:
@@ -110,6 +118,12 @@ def _demand_size(workload: Workload) -> None:
         raise RequestError(
             f"{workload.checkpoint} has not the size of {workload.variant}: say its own with --variant."
         )
+
+
+def _cap_all(config: RuntimeConfig) -> dict[torch.device, int | None]:
+    """Cap each card by what the config says of it."""
+    bounds = zip(devices_of(config), config.vram_bytes_each, strict=True)
+    return {device: _cap(bound, device) for device, bound in bounds}
 
 
 def _cap(nbytes: int | None, device: torch.device) -> int | None:

@@ -64,6 +64,7 @@ class DiffusersEngine:
         placement = resolve(workload.config())
         self._stages = workload.stages
         self.device = placement.device
+        self.caps: dict[torch.device, int | None] = {placement.device: None}
         self._embeds = random_embeds(shapes_of(workload), placement.device, placement.dtype)
         self._pipe = _pipeline(workload, placement)
         self._pipe.set_progress_bar_config(disable=True)

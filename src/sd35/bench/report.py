@@ -90,7 +90,7 @@ def _memory_line(result: Result, row: Result) -> str:
         [
             f"{VARIANTS[row['variant']].title}, {_work(row)}",
             _gib(row["cap_bytes"]),
-            row["plan"],
+            _plan(row),
             _gib(row["peak_bytes"]),
             _ms(row["ms_per_step"]),
             _beside(*loops),
@@ -152,7 +152,7 @@ def _engine_table(result: Result) -> list[str]:
     rows = [(row, _engine_cells(row, stages)) for row in result["rows"] if not row["reason"]]
     if any(row.get("cap_bytes") for row, _ in rows):
         head += ["plan", "cap"]
-        rows = [(row, [*cells, row["plan"], _gib(row["cap_bytes"])]) for row, cells in rows]
+        rows = [(row, [*cells, _plan(row), _gib(row["cap_bytes"])]) for row, cells in rows]
     return [_line(head), _line(["---"] * len(head)), *(_line(cells) for _, cells in rows)]
 
 
@@ -172,6 +172,15 @@ def _engine_cells(row: Result, stages: Sequence[str]) -> list[str]:
         _gib(row["peak_bytes"]),
         _s(row["first_call_seconds"]),
     ]
+
+
+def _plan(row: Result) -> str:
+    """The plan, and each card's peak where there are several."""
+    devices = row.get("devices") or {}
+    if not devices:
+        return str(row["plan"])
+    peaks = (f"{name} {_gib(device['peak_bytes'])}" for name, device in devices.items())
+    return f"{row['plan']}: {', '.join(peaks)}"
 
 
 def _limit_lines(result: Result) -> list[str]:

@@ -7,6 +7,7 @@ each drawing's first, `spread` the distance between the 10th and the 90th percen
 `seconds` and `stage_seconds` are medians over the rounds; `first_call_seconds` is from loaded weights to the
 end of the first step. With a checkpoint from the disk `load_seconds` is until its weights were where the
 plan wants them, and `host_peak_bytes` the most memory that the whole process ever had, mapped files included.
+On several cards `peak_bytes` and `cap_bytes` are of the card with the most; `devices` has each.
 """
 
 import json
@@ -40,6 +41,7 @@ class Row:
     seconds: float | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None
+    devices: dict[str, dict[str, int | None]] = field(default_factory=dict)
     cap_bytes: int | None = None
     first_call_seconds: float | None = None
     load_seconds: float | None = None

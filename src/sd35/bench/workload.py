@@ -45,7 +45,11 @@ class Workload:
             raise RequestError(f"rounds is {self.rounds}, outside its range: give 1 to {MAX_ROUNDS}.")
         if self.stage is not None and self.stage not in STAGES:
             raise RequestError(f"stage can't be {self.stage!r}: choose one of {', '.join(STAGES)}.")
-        self.config()
+        devices = self.config().device_names
+        if self.stage is not None and len(devices) > 1:
+            raise RequestError(
+                f"stage is measured on one device, not on {len(devices)}: leave one of the two out."
+            )
         self.pictures(0)
 
     @property

@@ -110,7 +110,7 @@ def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             action=argparse.BooleanOptionalAction if is_switch else "store",
-            help=f"as in sd35.RuntimeConfig (default: {field.default})",
+            help=f"as in sd35.RuntimeConfig (default: {'none' if field.default == () else field.default})",
         )
 
 

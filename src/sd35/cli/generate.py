@@ -38,10 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="whose settings to use where the weights can't tell: large-turbo")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a card if there is one")
     parser.add_argument(
+        "--devices", metavar="A,B", default="",
+        help="several cards for one picture, such as cuda:0,cuda:1: what the first has no room for, other "
+        "parts of the model or of its blocks, is on the others",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-vram",
         metavar="SIZE",
         help="memory that may be allocated on the device, such as 7.2GiB for a card of 8 GB (default: what "
-        "is free); with less, parts of the model take turns on it",
+        "is free); with less, parts of the model take turns on it. With --devices for each card, or as "
+        "7.2GiB,11GiB",
     )
     parser.add_argument(
         "--attention", choices=get_args(Attention), default="auto",
@@ -106,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     imported = time.perf_counter()
     config = RuntimeConfig(
         device=arguments.device,
+        devices=arguments.devices,
         attention=arguments.attention,
         kernels=arguments.kernels,
         activations=arguments.activations,
@@ -129,6 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
     work = Work.of(generation.images[0].picture.settings, len(generation.images))
     if arguments.verbose:
         print(pipeline.residence.table(work), file=sys.stderr)
+    peaks = facts.peaks_by_device(pipeline)
     report = {
         "images": place.save(generation.images, pipeline.identity, precision["transformer"]),
         "checkpoint": pipeline.variant.name,
@@ -143,7 +151,8 @@ def run(arguments: argparse.Namespace) -> None:
             "total": time.perf_counter() - begin,
         },
         "plan": pipeline.residence.as_dict(work),
-        "peak_memory_bytes": facts.peak_memory_bytes(pipeline.device),
+        "peak_memory_bytes": max(peaks.values()),
+        "peak_memory_bytes_by_device": peaks,
     }
     if arguments.json:
         print_json(report)
@@ -200,5 +209,12 @@ def _print(report: dict) -> None:  # type: ignore[type-arg]
     print(
         f"weights   {megabytes(sizes['total'])} ({report['precision']['transformer']} transformer), "
         f"all in 16 bit {megabytes(sizes['total_16bit'])} · "
-        f"peak memory {megabytes(report['peak_memory_bytes'])}"
+        f"peak memory {_peaks(report['peak_memory_bytes_by_device'])}"
     )
+
+
+def _peaks(by_device: dict[str, int]) -> str:
+    """One figure, or one for each device with its name."""
+    if len(by_device) == 1:
+        return megabytes(*by_device.values())
+    return ", ".join(f"{device} {megabytes(peak)}" for device, peak in by_device.items())

@@ -38,7 +38,8 @@ from sd35.doctor.surroundings import (
     host_memory,
 )
 from sd35.errors import CheckpointError, MissingError, RequestError, Sd35Error
-from sd35.runtime.load import free_memory, resolve
+from sd35.runtime.devices import cards_of
+from sd35.runtime.load import resolve
 from sd35.runtime.machine import Machine, machine_of
 from sd35.runtime.weights import Placement
 
@@ -93,7 +94,7 @@ def examine(
     """Look at everything as this config would use it; DeviceError where its device is not there."""
     config, asked = config or RuntimeConfig(), asked or Asked()
     placement = resolve(config)
-    budget = free_memory(config, placement.device)
+    budget = cards_of(config)[0].budget
     chosen = operations(placement)
     findings = [*check_stack(stack_here()), check_product(placement)]
     findings += [*check_attention(chosen[-1], config.attention), *check_libraries()]

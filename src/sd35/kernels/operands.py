@@ -42,6 +42,11 @@ class Product:
     column_scale: Tensor
     bias: Tensor | None
 
+    def kept(self) -> "Product":
+        """The same with a column scale and bias of its own, for who reads it when the layer's may be gone."""
+        bias = None if self.bias is None else self.bias.clone()
+        return Product(self.values, self.row_scale, self.column_scale.clone(), bias)
+
     def finish(self) -> Tensor:
         """The result in float32."""
         result = self.values.float() * self.row_scale * self.column_scale
@@ -63,6 +68,11 @@ class Residual:
     tokens: Tensor
     branch: Result | None = None
     gate: Tensor | None = None
+
+    def kept(self) -> "Residual":
+        """The same without a tensor that is a layer's: see `Product.kept`."""
+        branch = self.branch.kept() if isinstance(self.branch, Product) else self.branch
+        return Residual(self.tokens, branch, self.gate)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class PromptEmbeds:
         """All rows of all parts, in new memory."""
         return cls(torch.cat([part.sequence for part in parts]), torch.cat([part.pooled for part in parts]))
 
+    def to(self, device: torch.device) -> "PromptEmbeds":
+        """The same on a device."""
+        return PromptEmbeds(self.sequence.to(device), self.pooled.to(device))
+
     @property
     def nbytes(self) -> int:
         """Of both tensors."""

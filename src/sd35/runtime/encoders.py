@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from sd35.request import Picture, PromptTexts
 from sd35.runtime.embeds import EmbedsKey, PromptCache, PromptEmbeds
+from sd35.runtime.text_models import Table
 
 CLIP_TOKENS = 77
 
@@ -33,17 +34,25 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextEncoder:
     """A tokenizer and its model; the two are useless without one another."""
 
     tokenizer: Callable[..., Any]
     model: nn.Module
-    device: torch.device  # where it encodes; its weights may lie elsewhere meanwhile
+    device: torch.device  # where it encodes, as `residence.py` says; its weights may lie elsewhere meanwhile
 
     def encode(self, texts: list[str], length: int) -> list[Any]:
         """What the model makes of each of these texts."""
         return cast(Model, self.model).each([self.tokens(text, length) for text in texts])
+
+    def layers(self) -> list[nn.Module]:
+        """The model's layers in the order in which a walk through it calls them."""
+        return list(next(inner for inner in self.model.modules() if isinstance(inner, nn.ModuleList)))
+
+    def tables(self) -> list[nn.Module]:
+        """What the model only looks up: most of the rest."""
+        return [inner for inner in self.model.modules() if isinstance(inner, Table)]
 
     def tokens(self, text: str, length: int) -> Tensor:
         """Token ids [1, length], padded and cut to the length."""
@@ -103,4 +112,5 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
     rows = {prompt: fresh.get(prompt) or cache.recall(key) for prompt, key in keys.items()}
     for prompt, embeds in fresh.items():
         cache.keep(keys[prompt], embeds)
-    return PromptEmbeds.join([rows[prompt] for prompt in prompts])
+    # What is kept may be from before the encoders went to another device.
+    return PromptEmbeds.join([rows[prompt].to(encoders.clip_l.device) for prompt in prompts])

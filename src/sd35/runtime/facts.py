@@ -41,6 +41,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
+def peaks_by_device(pipeline: Pipeline) -> dict[str, int]:
+    """The most memory in use so far, on each device that was named for the pipeline."""
+    devices = [card.device for card in pipeline.residence.cards]
+    return {str(device): peak_memory_bytes(device) for device in devices}
+
+
 def machine(device: torch.device) -> str:
     """The device's name and the versions that decide its results, in words."""
     if device.type == "cuda":

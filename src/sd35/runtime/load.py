@@ -17,24 +17,18 @@ from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
-from sd35.errors import CheckpointError, DeviceError
+from sd35.errors import CheckpointError
 from sd35.kernels.api import choose_operations, has_fp8_products
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
+from sd35.runtime.devices import Card, cards_of, devices_of
+from sd35.runtime.division import choose_or_smallest, news, peaks, ranges, smaller_than
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.joint_block import Engine
 from sd35.runtime.load_text import load_text_encoders
-from sd35.runtime.memory import (
-    MemoryPlan,
-    Work,
-    choose_or_smallest,
-    described,
-    peak,
-    smaller_than,
-    too_large,
-)
+from sd35.runtime.memory import MemoryPlan, Work, described, peak, too_large
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.residence import Residence
@@ -96,24 +90,27 @@ def assemble(
     variant = variant or _recognise(checkpoint, mmdit_config)
     sizes = sizes_of(checkpoint, mmdit_config, read_vae_config(checkpoint), placement.dtype)
     work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
-    budget = free_memory(config, placement.device)
-    plan = choose_or_smallest(sizes, work, budget)
+    cards = cards_of(config)
+    budgets = [card.budget for card in cards]
+    plan = choose_or_smallest(sizes, work, budgets)
+    if said := news(plan, cards):
+        log.info(said)
     if on_progress is not None:
         placement = replace(placement, on_read=_Reading(sizes.total, on_progress).read)
-    load = partial(_load, checkpoint, placement, variant, identity, sizes, budget, shared)
+    load = partial(_load, checkpoint, placement, variant, identity, sizes, cards, shared)
     try:
         return load(plan)
     except torch.cuda.OutOfMemoryError as error:
         log.debug("out of memory: %s", error)
     torch.cuda.empty_cache()
-    smaller = smaller_than(plan, sizes, work)
+    smaller = smaller_than(plan, sizes, work, budgets)
     if smaller is None:
-        raise too_large(sizes, work, peak(plan, sizes, work) - 1)
+        raise too_large(sizes, work, peaks(plan, sizes, work)[0] - 1)
     log.warning("The device had no room for the plan '%s'; loading with '%s'.", plan.name, described(smaller))
     try:
         return load(smaller)
     except torch.cuda.OutOfMemoryError as error:
-        raise too_large(sizes, work, peak(smaller, sizes, work) - 1) from error
+        raise too_large(sizes, work, peaks(smaller, sizes, work)[0] - 1) from error
 
 
 def _load(
@@ -122,15 +119,17 @@ def _load(
     variant: Variant,
     identity: str,
     sizes: Sizes,
-    budget: int | None,
+    cards: Sequence[Card],
     shared: SharedParts | None,
     plan: MemoryPlan,
 ) -> Pipeline:
-    """Read the weights: to the device, or where the plan moves them into host memory."""
+    """Read the weights: to their devices, or where the plan moves them into host memory."""
     lying = replace(placement, lies_on=torch.device("cpu") if plan.moves else None)
+    for_encoders, for_mmdit, for_vae = _placements(lying, plan, [card.device for card in cards])
     width, beside = sizes.mmdit.text_channels, None if plan.moves else shared
-    encoders = load_text_encoders(checkpoint, width, identity, lying, beside)
-    mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, lying), _load_vae(checkpoint, lying, beside)
+    encoders = load_text_encoders(checkpoint, width, identity, for_encoders, beside)
+    mmdit, vae = _load_mmdit(checkpoint, sizes.mmdit, for_mmdit), _load_vae(checkpoint, for_vae, beside)
+    residence = Residence(encoders, mmdit, vae, sizes, cards, plan)
     return Pipeline(
         variant=variant,
         text_encoders=encoders,
@@ -139,18 +138,25 @@ def _load(
         shift=read_shift(checkpoint),
         device=placement.device,
         identity=identity,
-        residence=Residence(encoders, mmdit, vae, sizes, placement.device, plan, budget),
-        recorder=Recorder() if placement.cuda_graphs else None,
+        residence=residence,
+        recorder=Recorder(before=partial(residence.bring, mmdit)) if placement.cuda_graphs else None,
         prompts=beside.prompts if beside else PromptCache(),
     )
 
 
-def free_memory(config: RuntimeConfig, device: torch.device) -> int | None:
-    """Bytes that may be allocated: what was said, else what is free on a card; a CPU has no bound of ours."""
-    if config.vram_bytes is not None or device.type != "cuda":
-        return config.vram_bytes
-    free, _ = torch.cuda.mem_get_info(device)
-    return free
+def _placements(
+    placement: Placement, plan: MemoryPlan, devices: Sequence[torch.device]
+) -> tuple[Placement, Placement, Placement]:
+    """Of the encoders, the MMDiT and the VAE."""
+    division = plan.division
+    if division is None:
+        return placement, placement, placement
+    blocks = zip(devices, ranges(division), strict=True)
+    return (
+        replace(placement, device=devices[division.encoders]),
+        replace(placement, blocks_on=tuple(device for device, numbers in blocks for _ in numbers)),
+        replace(placement, device=devices[division.vae]),
+    )
 
 
 def load_mmdit(checkpoint: str | Path, config: RuntimeConfig) -> MMDiT:
@@ -169,28 +175,11 @@ def identity_of(checkpoint: Checkpoint) -> str:
 
 def resolve(config: RuntimeConfig) -> Placement:
     """The device and dtype that `auto` comes to on this machine; DeviceError if the device isn't there."""
-    device = _device(config.device)
+    device = devices_of(config)[0]
     dtype = _dtype(config.compute_dtype, device)
     fp8 = has_fp8_products(device) if config.activations == "auto" else config.activations == "fp8"
     graphs = config.cuda_graphs and device.type == "cuda"
     return Placement(device, dtype, config.kernels, config.attention, graphs, fp8)
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise DeviceError(f"There is no kind of device {wanted!r}: try cpu, cuda or cuda:1.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"The device {wanted} is not there: this PyTorch sees {torch.cuda.device_count()} CUDA devices; "
-            "check the driver with nvidia-smi, or run on cpu."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"sd35 runs on cpu and cuda, not on {wanted}.")
-    return device
 
 
 def _dtype(wanted: ComputeDtype, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
 
     resident    nothing leaves
-    staged      one after the other leave: the text encoders (T5 passes layer by layer); the VAE's full-size
+    staged      one after the other leave: the text encoders (they pass layer by layer); the VAE's full-size
                 activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and
                 VAE while it is not their turn; half of a step's activations (two passes for guidance)
     streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
@@ -21,7 +21,7 @@ strips come from counting every tensor. RESERVE is for cuBLAS's workspace (32 Mi
 rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, 
 PASSING_SHARES = (0.25, 0.5, 0.75, 1.0)
 LARGEST_SIDE, SIDE_STEP = 4096, 64  # what `largest_square` looks through
 
-Name = Literal["resident", "staged", "streamed"]
+Name = Literal["resident", "beside", "split", "staged", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Division:
+    """Which of several cards has what, by their numbers; of the blocks, how many, in their order.
+
+    What the transformer has beside its blocks is on the first. All of it stays: see `division.py`.
+    """
+
+    encoders: int
+    vae: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What is on the card when; a part that does not stay comes for its stage, or passes in it."""
 
@@ -86,11 +98,12 @@ class MemoryPlan:
     blocks_stay: bool = True
     vae_stays: bool = True
     passing: float = 0.0  # the share of the blocks that passes in each step, while the others stay
+    division: Division | None = None  # of "beside" and "split"; None where one card has everything
 
     @property
     def moves(self) -> bool:
         """Whether any weights travel, so that they are loaded into host memory."""
-        return self.name != "resident"
+        return self.name in ("staged", "streamed")
 
 
 @dataclass(frozen=True)
@@ -130,15 +143,15 @@ def passing_blocks(plan: MemoryPlan, num_layers: int) -> list[int]:
 
 def stages(plan: MemoryPlan, sizes: Sizes, work: Work) -> list[Stage]:
     """The plan's table: encode, tables (the modulations of all steps), loop, decode."""
+    assert plan.division is None, "several cards have a table each, in `division.py`"
     always, words = _always(plan, sizes)
-    t5_rooms = 2 * _room(sizes.largest_t5_layer)
-    visiting = max(*sizes.clips, t5_rooms) if not plan.encoders_stay else 0
+    visiting = 0 if plan.encoders_stay else 2 * _room(sizes.largest_encoder_layer)
     passing = 0 if plan.modulations_stay else 2 * _room(sizes.largest_modulation)
     loop_blocks, loop_words = _loop_blocks(plan, sizes)
     decoder = 0 if plan.vae_stays else sizes.vae
-    table, step = _table(sizes, work), _step(plan, sizes, work)
+    table, step = table_bytes(sizes, work), step_bytes(plan, sizes, work)
     decode = decode_activations(plan, sizes, work)
-    guests = _and(words, not plan.encoders_stay and "encoders in turn")
+    guests = _and(words, not plan.encoders_stay and "encoders passing")
     return [
         Stage("encode", guests, always + visiting, ENCODE_ACTIVATIONS),
         Stage("tables", _and(words, passing > 0 and "AdaLN passing"), always + passing, table),
@@ -221,12 +234,16 @@ def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -
     for stage in stages(plan, sizes, work):
         left = "" if budget is None else gibibytes(budget - stage.bytes)
         rows.append((stage.name, stage.on_card, gibibytes(stage.bytes), left))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
+    within = "" if budget is None else f" within {gibibytes(budget)}"
+    return "\n".join([f"plan: {described(plan)}{within}", *aligned_columns(rows)])
+
+
+def aligned_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    within = "" if budget is None else f" within {gibibytes(budget)}"
-    return "\n".join([f"plan: {described(plan)}{within}", *lines])
 
 
 def gibibytes(count: int) -> str:
@@ -256,17 +273,35 @@ def table_rows(config: MMDiTConfig) -> int:
     return joint - MODULATIONS + MODULATIONS_LAST_CONTEXT + FINAL_ROWS
 
 
+def table_bytes(sizes: Sizes, work: Work) -> int:
+    """The modulations of all steps."""
+    return work.steps * work.rows * table_rows(sizes.mmdit) * sizes.mmdit.channels * sizes.itemsize
+
+
+def step_bytes(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
+    """Activations of one step, and the embeds and latents beside them."""
+    tokens = work.text_tokens + (work.width // PIXELS_PER_TOKEN) * (work.height // PIXELS_PER_TOKEN)
+    rows = work.rows if plan.one_pass or not work.guided else work.rows // 2
+    unit = tokens * sizes.mmdit.channels * sizes.itemsize
+    embeds = (
+        work.rows * work.text_tokens * (sizes.mmdit.text_channels + sizes.mmdit.channels) * sizes.itemsize
+    )
+    latents = 4 * work.rows * LATENT_CHANNELS * PATCH_SIZE**2 * tokens
+    return round(STEP_FACTOR * rows * unit) + embeds + latents
+
+
 def _always(plan: MemoryPlan, sizes: Sizes) -> tuple[int, list[str]]:
     """Bytes that never leave, and their names."""
     parts = [
         (plan.encoders_stay, "encoders", sizes.encoders),
+        (not plan.encoders_stay, "", sizes.encoder_ends),
         (plan.modulations_stay, "AdaLN", sizes.modulations),
         (plan.blocks_stay and plan.passing < 1, "blocks", sizes.blocks - _passing_bytes(plan, sizes)),
         (True, "embedders", sizes.rest),
         (plan.vae_stays, "VAE", sizes.vae),
     ]
     staying = [(name, size) for stays, name, size in parts if stays]
-    return sum(size for _, size in staying), [name for name, _ in staying]
+    return sum(size for _, size in staying), [name for name, _ in staying if name]
 
 
 def _loop_blocks(plan: MemoryPlan, sizes: Sizes) -> tuple[int, str | bool]:
@@ -279,22 +314,6 @@ def _loop_blocks(plan: MemoryPlan, sizes: Sizes) -> tuple[int, str | bool]:
 
 def _passing_bytes(plan: MemoryPlan, sizes: Sizes) -> int:
     return sum(sizes.block_bytes[i] for i in passing_blocks(plan, len(sizes.block_bytes)))
-
-
-def _table(sizes: Sizes, work: Work) -> int:
-    return work.steps * work.rows * table_rows(sizes.mmdit) * sizes.mmdit.channels * sizes.itemsize
-
-
-def _step(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
-    """Activations of one step, and the embeds and latents beside them."""
-    tokens = work.text_tokens + (work.width // PIXELS_PER_TOKEN) * (work.height // PIXELS_PER_TOKEN)
-    rows = work.rows if plan.one_pass or not work.guided else work.rows // 2
-    unit = tokens * sizes.mmdit.channels * sizes.itemsize
-    embeds = (
-        work.rows * work.text_tokens * (sizes.mmdit.text_channels + sizes.mmdit.channels) * sizes.itemsize
-    )
-    latents = 4 * work.rows * LATENT_CHANNELS * PATCH_SIZE**2 * tokens
-    return round(STEP_FACTOR * rows * unit) + embeds + latents
 
 
 def _room(nbytes: int) -> int:

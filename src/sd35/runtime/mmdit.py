@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sd35.kernels.operands import PLAIN, Residual
 from sd35.runtime.joint_block import PLAIN_PYTORCH, Engine, JointBlock
+from sd35.runtime.stretches import Stretch, hop
 from sd35.variants import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE
 
 FREQUENCIES = 128  # the timestep embedding has this many cosines, then as many sines
@@ -65,7 +66,10 @@ class EmbeddingMLP(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """SD3.5's transformer, for inference. Layer names are ours; `weights.py` maps the checkpoint's."""
+    """SD3.5's transformer, for inference. Layer names are ours; `weights.py` maps the checkpoint's.
+
+    `stretches` are the blocks in their order, by where they lie: one stretch, or more on several cards.
+    """
 
     pos_embed: Tensor
 
@@ -82,6 +86,7 @@ class MMDiT(nn.Module):
             JointBlock(channels, is_last=i == last, is_dual=i in config.dual_attention_layers, engine=engine)
             for i in range(config.num_layers)
         )
+        self.stretches: tuple[Stretch, ...] = (Stretch(range(config.num_layers)),)
         self.final_modulation = nn.Linear(channels, 2 * channels)
         self.proj_out = nn.Linear(channels, PATCH_SIZE**2 * LATENT_CHANNELS)
 
@@ -93,8 +98,12 @@ class MMDiT(nn.Module):
         rows = self._table_rows()
         table = condition.new_empty(*condition.shape[:2], sum(rows), condition.shape[-1])
         *places, last = table.split(rows, dim=2)
-        for block, place in zip(self._blocks(), places, strict=True):
-            place.copy_(block.modulations(condition))
+        blocks = list(self._blocks())
+        for stretch in self.stretches:
+            with stretch.current():
+                there = stretch.bring(condition)
+                for i in stretch.blocks:
+                    places[i].copy_(blocks[i].modulations(there))
         last.copy_(self.final_modulation(condition).unflatten(-1, (FINAL_ROWS, -1)))
         return Conditioning(self.context_embed(sequence), table)
 
@@ -112,13 +121,27 @@ class MMDiT(nn.Module):
         """
         height, width = latents.shape[-2] // PATCH_SIZE, latents.shape[-1] // PATCH_SIZE
         sample, text = Residual(self._embed(latents, height, width)), Residual(context)
-        *tables, final = table.split(self._table_rows(), dim=1)
-        for i, (block, rows) in enumerate(zip(self._blocks(), tables, strict=True)):
-            if i not in skip_layers:
-                sample, text = block(sample, text, rows)
-        scale, shift = final.unbind(dim=1)
+        for stretch in self.stretches:
+            sample, text = self._walk(stretch, sample, text, table, skip_layers)
+        sample = hop(sample, latents.device, self.engine.operations)
+        scale, shift = table[:, -FINAL_ROWS:].unbind(dim=1)
         _, out = self.engine.operations.modulate(sample, shift, scale, PLAIN)
         return unpatchify(self.proj_out(out), height, width)
+
+    def _walk(
+        self, stretch: Stretch, sample: Residual, text: Residual, table: Tensor, skip_layers: tuple[int, ...]
+    ) -> tuple[Residual, Residual]:
+        """Both streams after a stretch of blocks, where those are."""
+        blocks, rows, operations = list(self._blocks()), self._table_rows(), self.engine.operations
+        sample, text = stretch.receive(sample, operations), stretch.receive(text, operations)
+        first, end = stretch.blocks.start, stretch.blocks.stop
+        own_rows = table[:, sum(rows[:first]) : sum(rows[:end])]
+        tables = stretch.bring(own_rows).split(rows[first:end], dim=1)
+        with stretch.current():
+            for i, own in zip(stretch.blocks, tables, strict=True):
+                if i not in skip_layers:
+                    sample, text = blocks[i](sample, text, own)
+        return sample, text
 
     def _embed(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Latents -> one token a patch [B, height * width, C]: `patch_embed` as one product."""

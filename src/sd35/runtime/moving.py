@@ -116,6 +116,7 @@ class Visit:
     ) -> None:
         self._cargo, self._dock, self._before = cargo, dock, before
         self._room: Tensor | None = None
+        self.called = called
         self._hook = called.register_forward_pre_hook(lambda *_: self.arrive())
 
     def arrive(self) -> None:
@@ -144,7 +145,9 @@ class Parade:
     """Modules that are called one after another, and of which two are on the card at most.
 
     With `repeats`, the first is fetched again while the last works, and the rooms stay until `leave`; else
-    the last one's end is the end. A module called out of turn is fetched when it is called.
+    the last one's end is the end. A module called again at once is still there; one called out of turn is
+    fetched when it is called. `keep` makes of
+    a module's result one that reads nothing of the module's: the next but one takes its room.
     """
 
     def __init__(
@@ -155,13 +158,15 @@ class Parade:
         *,
         repeats: bool,
         before: Callable[[], None] = lambda: None,
+        keep: Callable[[Any], Any] = lambda result: result,
     ) -> None:
-        self._cargos, self._before = cargos, before
+        self._cargos, self._before, self._keep = cargos, before, keep
         self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device)
         self._rooms: list[Tensor] = []
         self._free: list[Any] = [None, None]  # when each room's last reader is done
         self._coming: tuple[int, int, Any] | None = None  # who, into which room, when it is there
         self._working: tuple[int, int] | None = None
+        self._gone: tuple[int, int] | None = None  # who worked last, and in which room it can still be found
         self._hooks = [hook for i, module in enumerate(modules) for hook in self._hook(i, module)]
 
     @property
@@ -178,7 +183,7 @@ class Parade:
             cargo.go_home()
         for room in self._rooms:
             self._dock.take_back(room)
-        self._rooms = []
+        self._rooms, self._gone = [], None
 
     def end(self) -> None:
         """Go home, and never travel again."""
@@ -190,7 +195,7 @@ class Parade:
     def _hook(self, i: int, module: nn.Module) -> list[Any]:
         return [
             module.register_forward_pre_hook(lambda *_: self._arrive(i)),
-            module.register_forward_hook(lambda *_: self._depart(i)),
+            module.register_forward_hook(lambda _module, _given, result: self._depart(i, result)),
         ]
 
     def _arrive(self, i: int) -> None:
@@ -198,6 +203,10 @@ class Parade:
             self._before()
             self._rooms = [self._dock.room(self.room_bytes // 2) for _ in range(2)]
             self._free = [self._lane.now(), self._lane.now()]
+        if self._gone is not None and self._gone[0] == i:
+            self._cargos[i].appear_in(self._rooms[self._gone[1]])
+            self._working = self._gone
+            return
         if self._coming is None or self._coming[0] != i:
             self._fetch(i, self._coming[1] if self._coming else 0)
         assert self._coming is not None
@@ -209,14 +218,16 @@ class Parade:
         if following < len(self._cargos) or self._repeats:
             self._fetch(following % len(self._cargos), 1 - room)
 
-    def _depart(self, i: int) -> None:
+    def _depart(self, i: int, result: Any) -> Any:
         assert self._working is not None
         assert self._working[0] == i, "modules of a parade are not called inside one another"
+        result = self._keep(result)
         self._cargos[i].go_home()
         self._free[self._working[1]] = self._lane.now()
-        self._working = None
+        self._working, self._gone = None, self._working
         if i == len(self._cargos) - 1 and not self._repeats:
             self.leave()
+        return result
 
     def _fetch(self, i: int, room: int) -> None:
         cargo, place = self._cargos[i], self._rooms[room]

@@ -7,7 +7,7 @@ This is the file to start reading. Each call is one function in one file: `encod
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.previews import LatentColours, Previews
 from sd35.runtime.residence import Residence
 from sd35.runtime.sampling import Glimpses, OnStep, denoise
+from sd35.runtime.stretches import current
 from sd35.runtime.vae import VaeDecoder
 from sd35.variants import Variant
 
@@ -115,18 +116,18 @@ class Pipeline:
     def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"), residence.stage():
-            embeds = encode(self.text_encoders, pictures, self.prompts)
-        with clock("denoise"), residence.stage():
+        with clock("encode"), residence.stage(), current(residence.encoders_on):
+            embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
+        with clock("denoise"), residence.stage(), self.recording() as recorder:
             latents = initial_latents(pictures, self.device)
             latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step, self._usable_recorder(),
+                self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
                 one_pass=residence.plan.one_pass, glimpses=glimpses,
                 guidance_scales=[picture.settings.guidance_scale for picture in pictures],
             )  # fmt: skip
             finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
-        with clock("decode"), residence.stage():
-            images = decode(self.vae, latents)
+        with clock("decode"), residence.stage(), current(residence.vae_on):
+            images = decode(self.vae, latents.to(residence.vae_on))
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds, finite)
 
@@ -134,22 +135,28 @@ class Pipeline:
         """Previews as the loop knows them; the colours of this VAE are found with the first."""
         if previews is None or not previews.after_steps:
             return None
-        with self.residence.stage():
-            self.colours.fit(self.vae, self.device)
+        vae_on = self.residence.vae_on
+        with self.residence.stage(), current(vae_on):
+            self.colours.fit(self.vae, vae_on, self.device)
         return Glimpses(previews.after_steps, self.colours.paint, previews.show)
 
-    def _usable_recorder(self) -> Recorder | None:
-        """None where weights move: a recording knows addresses, and keeps its activations' memory."""
-        return None if self.residence.plan.moves else self.recorder
+    @contextmanager
+    def recording(self) -> Iterator[Recorder | None]:
+        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
+
+        None too where blocks are on several cards, as a recording is of one. Where weights move between
+        stages, its recordings end with the loop, and so does their memory.
+        """
+        plan = self.residence.plan
+        try:
+            yield None if plan.passing or plan.name == "split" else self.recorder
+        finally:
+            if plan.moves:
+                self._forget_recordings()
 
     def _forget_recordings(self) -> None:
         if self.recorder is not None:
             self.recorder.forget()
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a card the current one: graphs and Triton's kernels run there, wherever their tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass

@@ -43,12 +43,12 @@ class LatentColours:
     def __init__(self) -> None:
         self._matrix: Tensor | None = None
 
-    def fit(self, vae: VaeDecoder, device: torch.device) -> None:
-        """Find the matrix [17, 3] unless it is known; the last row is added to all."""
+    def fit(self, vae: VaeDecoder, vae_on: torch.device, device: torch.device) -> None:
+        """Find the matrix [17, 3] for latents on `device` unless it is known; its last row is added."""
         if self._matrix is not None:
             return
         fields = _fields()
-        colours = [decode_pixels(vae, field[None].to(device)).float().cpu() / 255 for field in fields]
+        colours = [decode_pixels(vae, field[None].to(vae_on)).float().cpu() / 255 for field in fields]
         pixels = F.avg_pool2d(torch.stack(colours).permute(0, 3, 1, 2), PIXELS_PER_LATENT)
         answers = pixels.permute(0, 2, 3, 1).flatten(0, 2)
         solution = torch.linalg.lstsq(_rows(fields).double(), answers.double()).solution

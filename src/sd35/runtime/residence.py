@@ -3,23 +3,29 @@
 `memory.py` decides; here its plan becomes visits and parades (`moving.py`) of the parts that don't stay. They
 arrive when they are called and are gone when their stage ends, however it ends. Another plan can follow
 between drawings: all parts go home to host memory, and what stays by the new plan moves in again.
+
+With several cards the plan may be divided over them (`division.py`); plans that move use the first alone.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from sd35.errors import DeviceError
-from sd35.runtime import memory
+from sd35.kernels.operands import Residual
+from sd35.runtime import division, memory
+from sd35.runtime.devices import Card
 from sd35.runtime.encoders import TextEncoder, TextEncoders
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.moving import Cargo, Dock, Parade, Visit
 from sd35.runtime.sizes import Sizes
+from sd35.runtime.stretches import Stretch
 from sd35.runtime.vae import VaeDecoder, whole
 from sd35.runtime.vae_strips import in_strips
 
@@ -37,31 +43,53 @@ class Residence:
         mmdit: MMDiT,
         vae: VaeDecoder,
         sizes: Sizes,
-        device: torch.device,
+        cards: Sequence[Card],
         plan: MemoryPlan,
-        budget: int | None,
     ) -> None:
         self._encoders, self._mmdit, self._vae = encoders, mmdit, vae
-        self.sizes, self.device, self.plan, self.budget = sizes, device, plan, budget
-        self.dock = Dock(device)
+        self.sizes, self.cards, self.plan = sizes, tuple(cards), plan
+        self.device = cards[0].device
+        self.dock = Dock(self.device)
         self._guests: list[Visit | Parade] = []
         self.before_change: Callable[[], None] = lambda: None  # parts that others have too are about to move
         self._move_in()
 
+    @property
+    def budget(self) -> int | None:
+        """The bytes that may be allocated on the first card."""
+        return self.cards[0].budget
+
+    @budget.setter
+    def budget(self, nbytes: int | None) -> None:
+        """From now on."""
+        self.cards = (replace(self.cards[0], budget=nbytes), *self.cards[1:])
+
+    @property
+    def encoders_on(self) -> torch.device:
+        """Where prompts are encoded."""
+        divided = self.plan.division
+        return self.cards[divided.encoders].device if divided else self.device
+
+    @property
+    def vae_on(self) -> torch.device:
+        """Where latents are decoded."""
+        divided = self.plan.division
+        return self.cards[divided.vae].device if divided else self.device
+
     def needs_change(self, work: Work) -> bool:
         """Whether this work is too much for the plan."""
-        return self.budget is not None and memory.peak(self.plan, self.sizes, work) > self.budget
+        return not division.fits(self.plan, self.sizes, work, self._budgets())
 
     def fit(self, work: Work) -> bool:
         """Change to a smaller plan if this work needs one; whether it did. DeviceError if none will do."""
-        if self.budget is None or not self.needs_change(work):
+        if not self.needs_change(work):
             return False
-        self.change(memory.choose(self.sizes, work, self.budget))
+        self.change(division.choose(self.sizes, work, self._budgets()))
         return True
 
     def shrink(self, work: Work) -> None:
         """After the device had no room for this work: the next smaller plan; DeviceError below the last."""
-        smaller = memory.smaller_than(self.plan, self.sizes, work)
+        smaller = division.smaller_than(self.plan, self.sizes, work, self._budgets())
         if smaller is None:
             raise self.too_large(work)
         log.warning(
@@ -72,15 +100,15 @@ class Residence:
 
     def too_large(self, work: Work) -> DeviceError:
         """The error for work for which the device had no room, whatever it promised."""
-        return memory.too_large(self.sizes, work, memory.peak(self.plan, self.sizes, work) - 1)
+        return memory.too_large(self.sizes, work, division.peaks(self.plan, self.sizes, work)[0] - 1)
 
     def table(self, work: Work) -> str:
         """The plan for this work, for people."""
-        return memory.table_text(self.plan, self.sizes, work, self.budget)
+        return division.table_text(self.plan, self.sizes, work, self.cards)
 
     def as_dict(self, work: Work) -> dict[str, Any]:
         """The plan for this work, for JSON."""
-        return memory.as_dict(self.plan, self.sizes, work, self.budget)
+        return division.as_dict(self.plan, self.sizes, work, self.cards)
 
     @contextmanager
     def stage(self) -> Iterator[None]:
@@ -89,6 +117,14 @@ class Residence:
             yield
         finally:
             self._send_home()
+            if self.plan.moves:
+                self._empty_cache()  # what comes next would cut up their pieces: no recording could have them
+
+    def bring(self, module: nn.Module) -> None:
+        """What visits the device when this module is called comes now."""
+        for guest in self._guests:
+            if isinstance(guest, Visit) and guest.called is module:
+                guest.arrive()
 
     def change(self, plan: MemoryPlan) -> None:
         """Live by another plan from now on."""
@@ -115,17 +151,21 @@ class Residence:
         self._guests = []
         for part in parts:
             part.to(_HOST)
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what stays would cut up the pieces that are cached, and pin them
+        self._empty_cache()  # what stays would cut up the pieces that are cached, and pin them
         self._vae.walk = in_strips if self.plan.strips else whole
+        for encoder in self._text_encoders():
+            encoder.device = self.encoders_on
+        self._mmdit.stretches = self._stretches()
         if not self.plan.moves:
-            for part in self.parts():
-                part.to(self.device)
+            self._settle_all()
             return
         self._place_encoders()
         self._place_mmdit()
@@ -134,19 +174,33 @@ class Residence:
         else:
             self._guests.append(Visit(Cargo(self._vae), self._vae, self.dock))
 
+    def _settle_all(self) -> None:
+        """Each part on its card, for good."""
+        for encoder in self._text_encoders():
+            encoder.model.to(self.encoders_on)
+        self._vae.to(self.vae_on)
+        blocks = self._mmdit.blocks
+        self._settle(self._mmdit, list(blocks))
+        for stretch in self._mmdit.stretches:
+            for i in stretch.blocks:
+                blocks[i].to(stretch.device or self.device)
+
+    def _stretches(self) -> tuple[Stretch, ...]:
+        """The blocks by their cards; one stretch, wherever the transformer is, unless they are divided."""
+        if self.plan.division is None:
+            return (Stretch(range(len(self._mmdit.blocks))),)
+        numbers = zip(self.cards, division.ranges(self.plan.division), strict=True)
+        return tuple(Stretch(blocks, card.device) for card, blocks in numbers if blocks)
+
     def _place_encoders(self) -> None:
         if self.plan.encoders_stay:
             for encoder in self._text_encoders():
                 encoder.model.to(self.device)
             return
-        for encoder in (self._encoders.clip_l, self._encoders.clip_g):
-            model = encoder.model
-            self._guests.append(Visit(Cargo(model), model, self.dock, before=self._send_home))
-        if self._encoders.t5 is not None:
-            # Its tables are read where they lie; a text's few vectors travel.
-            t5 = self._encoders.t5.model
-            t5.get_submodule("encoder.final_layer_norm").to(self.device)
-            layers = list(t5.get_submodule("encoder.block").children())
+        # Tables are read where they lie; a text's few vectors travel.
+        for encoder in self._text_encoders():
+            layers = encoder.layers()
+            self._settle(encoder.model, [*layers, *encoder.tables()])
             cargos = [Cargo(layer) for layer in layers]
             self._guests.append(Parade(layers, cargos, self.dock, repeats=False, before=self._send_home))
 
@@ -168,7 +222,7 @@ class Residence:
         self._settle(mmdit.blocks, [*modulations, *passing])
         if passing:
             cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
-            self._guests.append(Parade(passing, cargos, self.dock, repeats=True))
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True, keep=_kept))
 
     def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
         """Move a module to the device for good, but for some modules below it."""
@@ -187,6 +241,9 @@ class Residence:
         for guest in self._guests:
             guest.leave()
 
+    def _budgets(self) -> list[int | None]:
+        return [card.budget for card in self.cards]
+
     def _text_encoders(self) -> list[TextEncoder]:
         encoders = self._encoders
         return [encoders.clip_l, encoders.clip_g, *([encoders.t5] if encoders.t5 else [])]
@@ -194,3 +251,9 @@ class Residence:
     def parts(self) -> list[nn.Module]:
         """All modules with weights."""
         return [*(encoder.model for encoder in self._text_encoders()), self._mmdit, self._vae]
+
+
+def _kept(streams: tuple[Residual, Residual]) -> tuple[Residual, Residual]:
+    """A block's streams, whose last products its successor finishes, when the block may have gone."""
+    sample, context = streams
+    return sample.kept(), context.kept()

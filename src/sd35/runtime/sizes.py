@@ -22,16 +22,20 @@ _SCALE_BYTES = 4
 class Sizes:
     """Bytes of weights by what moves together; shapes for the formulas of activations.
 
-    `modulations` are the AdaLN layers, `largest_modulation` one of them; `block_bytes` is all else in each of
-    the joint blocks; `rest` is what the transformer has beside both. `t5_tables` is T5 but for its layers.
+    `modulations` are the AdaLN layers, `largest_modulation` one of them, `block_modulations` those of each
+    joint block; `block_bytes` is all else in each of the blocks; `rest` is what the transformer has beside
+    both. `t5_tables` is T5 but for its layers. `largest_encoder_layer` is one of T5's where there is T5;
+    `encoder_ends` is what all encoders have beside layers and tables.
     """
 
     clips: tuple[int, int]
     t5_tables: int
     t5_layers: int
-    largest_t5_layer: int
+    largest_encoder_layer: int
+    encoder_ends: int
     modulations: int
     largest_modulation: int
+    block_modulations: tuple[int, ...]
     block_bytes: tuple[int, ...]
     rest: int
     vae: int
@@ -65,17 +69,25 @@ def sizes_of(checkpoint: Checkpoint, mmdit: MMDiTConfig, vae_config: VaeConfig, 
     }
     t5 = parts.get("text_encoder_3", {})
     t5_layers = _grouped(t5, "encoder.block.", 3)
+    clips = parts["text_encoder"], parts["text_encoder_2"]
+    clip_layers = [size for clip in clips for size in _grouped(clip, "text_model.encoder.layers.", 4)]
+    ends = [
+        size for encoder in (*clips, t5) for name, size in encoder.items()
+        if name.startswith(("text_model.final_layer_norm.", "text_projection.", "encoder.final_layer_norm."))
+    ]  # fmt: skip
     transformer = parts["transformer"]
     modulations = _modulations(transformer)
     others = {name: size for name, size in transformer.items() if _layer(name) not in modulations}
     blocks = _grouped(others, "transformer_blocks.", 2)
     return Sizes(
-        clips=(sum(parts["text_encoder"].values()), sum(parts["text_encoder_2"].values())),
+        clips=(sum(clips[0].values()), sum(clips[1].values())),
         t5_tables=sum(t5.values()) - sum(t5_layers),
         t5_layers=sum(t5_layers),
-        largest_t5_layer=max(t5_layers, default=0),
+        largest_encoder_layer=max(*clip_layers, *t5_layers),
+        encoder_ends=sum(ends),
         modulations=sum(modulations.values()),
         largest_modulation=max(modulations.values()),
+        block_modulations=tuple(_grouped(modulations, "transformer_blocks.", 2)),
         block_bytes=tuple(blocks),
         rest=sum(others.values()) - sum(blocks),
         vae=sum(size for name, size in parts["vae"].items() if not name.startswith("encoder.")),
@@ -116,13 +128,13 @@ def _modulations(transformer: dict[str, int]) -> dict[str, int]:
 
 
 def _grouped(tensors: dict[str, int], prefix: str, depth: int) -> list[int]:
-    """Bytes of each numbered layer under a prefix; `depth` words of a name tell layers apart."""
-    found: dict[str, int] = {}
+    """Bytes of each numbered layer under a prefix, in their order; a name's word `depth` is the number."""
+    found: dict[int, int] = {}
     for name, size in tensors.items():
         if name.startswith(prefix):
-            layer = ".".join(name.split(".")[:depth])
+            layer = int(name.split(".")[depth - 1])
             found[layer] = found.get(layer, 0) + size
-    return list(found.values())
+    return [found[layer] for layer in sorted(found)]
 
 
 def _layer(name: str) -> str:

@@ -93,17 +93,27 @@ class ClipTextModel(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids [B, T] -> tokens [B, T, C] of the last layer but one, pooled text [B, P]."""
-        x = self.text_model["embeddings"](ids)
-        *layers, last = self.text_model.get_submodule("encoder.layers").children()
-        for layer in layers:
-            x = layer(x)
-        normed = self.text_model["final_layer_norm"](last(x))
-        rows = torch.arange(len(ids), device=ids.device)
-        return x, self.text_projection(normed[rows, self._end_of(ids)])
+        return self.each([ids])[0]
 
     def each(self, texts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Several texts' ids, each by itself."""
-        return [self(ids) for ids in texts]
+        """Several texts' ids, each by itself, yet with one walk through the layers: they may be far away.
+
+        The embeddings are read where they lie, which need not be where the ids are.
+        """
+        embeddings = cast(ClipEmbeddings, self.text_model["embeddings"])
+        streams = [embeddings(ids.to(embeddings.device)).to(ids.device) for ids in texts]
+        *layers, last = self.text_model.get_submodule("encoder.layers").children()
+        for layer in layers:
+            streams = [layer(x) for x in streams]
+        ends = [last(x) for x in streams]
+        return [(x, self._pooled(end, ids)) for x, end, ids in zip(streams, ends, texts, strict=True)]
+
+    def _pooled(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The last layer's tokens [B, T, C] -> the projection of each text's end [B, P]."""
+        normed = self.text_model["final_layer_norm"](x)
+        rows = torch.arange(len(ids), device=ids.device)
+        pooled: Tensor = self.text_projection(normed[rows, self._end_of(ids)])
+        return pooled
 
     def _end_of(self, ids: Tensor) -> Tensor:
         """Where each text ends: its first end token."""
@@ -119,6 +129,11 @@ class ClipEmbeddings(nn.Module):
         super().__init__()
         self.token_embedding = Table(config.vocabulary, config.channels)
         self.position_embedding = Table(config.positions, config.channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are looked up."""
+        return self.token_embedding.weight.device
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] -> [B, T, C]."""

@@ -9,7 +9,7 @@ which changes no value. A tensor that is missing, left over or misshapen is an e
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ class Placement:
     """Where weights go and as what: the device, the dtype of all that is not FP8, and who computes.
 
     Without `fp8_activations` FP8 layers multiply in 16 bits, whatever their schemes say. `lies_on` is where
-    weights lie that only visit the device (`residence.py`); None where they stay there.
+    weights lie that only visit the device (`residence.py`); None where they stay there. `blocks_on` are the
+    devices of the MMDiT's blocks, where they are divided over several.
     """
 
     device: torch.device
@@ -92,6 +93,7 @@ class Placement:
     cuda_graphs: bool = False
     fp8_activations: bool = True
     lies_on: torch.device | None = None
+    blocks_on: tuple[torch.device, ...] = ()
     on_read: Callable[[int], None] = field(default=lambda _: None, compare=False)  # bytes as they lie
 
     @property
@@ -99,13 +101,21 @@ class Placement:
         """Where weights are put when they are read."""
         return self.lies_on or self.device
 
+    def of(self, path: str) -> "Placement":
+        """That of a layer or tensor of the MMDiT."""
+        if not self.blocks_on or not path.startswith("blocks."):
+            return self
+        return replace(self, device=self.blocks_on[int(path.split(".")[1])])
+
 
 def fill_mmdit(mmdit: MMDiT, tensors: TensorSource, placement: Placement) -> None:
     """Give an MMDiT built on the meta device all of its values."""
     source = _Source(tensors, placement)
     for path, layers in layers_of(mmdit):
+        source.placement = placement.of(path)
         _fill_layer(mmdit, path, layers, source)
     for path, name in _tensors_of(mmdit):
+        source.placement = placement.of(path)
         _set_tensor(mmdit, path, source.tensor(name))
     source.finish()
     assert not list(_unfilled(mmdit))

@@ -71,7 +71,9 @@ class ServerSettings:
     models: str = _setting("demo", "comma between them: NAME, NAME=CHECKPOINT or NAME@VARIANT=CHECKPOINT")
     precision: str = _setting("fp8", "of the transformer's weights: fp8 or bf16")
     devices: str = _setting(
-        "auto", "a worker for each, such as cuda:0,cuda:1; auto: one, on a card if there is one"
+        "auto",
+        "a worker for each, such as cuda:0,cuda:1; each draws pictures of its own, none is divided among "
+        "them; auto: one, on a card if there is one",
     )
     vram: str = _setting("", "for models on each device, such as 20GiB; default: what is free on a card")
     ram: str = _setting("", "for models that rest in host memory; default: half of the machine's")
