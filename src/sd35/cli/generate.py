@@ -127,11 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
         [Path(name) for name in arguments.text_encoders],
     )
     loaded = time.perf_counter()
-    if canvas is not None:
-        generation = _draw_on(canvas, pipeline, request, arguments.previews)
-    else:
-        with CountBar("denoise", " steps", hidden=arguments.json) as bar:
-            generation = pipeline.generate(request, bar.show)
+    generation = _draw(pipeline, request, canvas, arguments)
     precision = facts.precision(pipeline)
     work = Work.of(generation.images[0].picture.settings, len(generation.images))
     if arguments.verbose:
@@ -176,8 +172,17 @@ def _canvas(arguments: argparse.Namespace) -> Canvas | None:
     return canvas if arguments.previews else None
 
 
+def _draw(
+    pipeline: "Pipeline", request: GenerationRequest, canvas: Canvas | None, arguments: argparse.Namespace
+) -> "Generation":
+    """Draw with a progress bar, or with unfinished pictures side by side on the canvas in its place."""
+    if canvas is not None:
+        return _draw_on(canvas, pipeline, request, arguments.previews)
+    with CountBar("denoise", " steps", hidden=arguments.json) as bar:
+        return pipeline.generate(request, bar.show)
+
+
 def _draw_on(canvas: Canvas, pipeline: "Pipeline", request: GenerationRequest, count: int) -> "Generation":
-    """Draw, with unfinished pictures side by side on the canvas in place of a progress bar."""
     import torch
     from PIL import Image
 
