@@ -164,7 +164,7 @@ def test_after_a_card_was_full_the_first_is_alone(divided: Division, large: Size
 
 def test_a_split_that_hardly_used_the_first_card_falls_back_too() -> None:
     """Where no plan of the first card alone needs less of it than the split, its smallest is tried."""
-    found, budgets = sizes("medium", Recipe()), bounds(2, 14)
+    found, budgets = sizes("medium", Recipe()), bounds(1.1, 14)
     split = division.choose(found, GUIDED, budgets)
     assert split.name == "split"
     smaller = division.smaller_than(split, found, GUIDED, budgets)
