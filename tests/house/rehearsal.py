@@ -50,7 +50,6 @@ _serve() {{
     until grep -qs "serves on" serving.log; do kill -0 "$serving" || {{ cat serving.log >&2; return 1; }}; sleep 0.05; done
 }}
 {prepare}
-[ -z "${{TIMES:-}}" ] || {{ exec 9> times; BASH_XTRACEFD=9; PS4='$EPOCHREALTIME $LINENO '; set -x; }}
 source page.sh
 _stop_serving
 """  # noqa: E501

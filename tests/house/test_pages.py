@@ -33,9 +33,7 @@ LANGUAGES = {"sh", "python", "text", "toml", "yaml", "nginx"}
 CARD = "needs a card or two, or Large's 28 GB; tests/bench runs it small"
 SUITE = "runs tests or checks: this is one of them"
 NETWORK = "installs packages from the network: CI's first step does"
-MACHINE = (
-    "changes the machine: users, /etc, /opt, services, containers; tests/house/test_deploy.py checks files"
-)
+MACHINE = "changes the machine: users, /etc, /opt, services; test_deploy.py looks at the files"
 TWIN = "the same line of README.md is run"
 MINUTES = "takes minutes by design; tests run it with smaller numbers"
 
@@ -113,6 +111,20 @@ STAND_INS = {
     "docs/guides/troubleshooting.md": 'cp -r "$DEMO" CHECKPOINT',
     "docs/guides/verify.md": 'cp -r "$DEMO" PATH; rm PATH/sd35.json',
 }
+# What pages say is there afterwards.
+MADE = {
+    "README.md": ["foxes/*.png", "medium-fp8/sd35.json", "sd35-medium-comfy.safetensors", "apple.png"],
+    "docs/getting-started.md": [
+        "outputs/a-red-apple-glossy-style-on-a-blue-background-1.png", "pairs/*.png", "apple.png", "fox.png",
+    ],
+    "docs/explanation/quality.md": ["report.html"],
+    "docs/guides/comfyui.md": ["fox.png"],
+    "docs/guides/deploy.md": ["answer.json"],
+    "docs/guides/operations.md": ["abnormal.csv", "records.csv"],
+    "docs/guides/quantization.md": ["DESTINATION/sd35.json", "demo-static/sd35.json", "sheet.png"],
+    "docs/guides/serving.md": ["apple.png", "apple.json"],
+    "docs/guides/verify.md": ["PATH/sd35.json"],
+}  # fmt: skip
 # The hub that pages fetch from has one repository with the demo's files, under the name that is asked for.
 FETCHED = {
     "docs/guides/8gb-card.md": "large",
@@ -200,6 +212,8 @@ def test_a_page_runs(
             own["HF_ENDPOINT"] = hub.endpoint
         done = rehearsal.run(script, folder, {**environment, **own}, STAND_INS.get(page.name, ""))
     assert done.returncode == 0, f"{page.name}\n{done.stdout[-3000:]}"
+    for pattern in MADE.get(page.name, []):
+        assert any(path.stat().st_size for path in folder.glob(pattern)), f"{page.name}: no {pattern}"
 
 
 def _install(venv: Path, rehearsal: Rehearsal) -> None:
