@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Processes that run the tests, of one thread each; many tests wait for a server or a clock.
+JOBS ?= 2
+
 SERVERS := build/servers
 
 .PHONY: demo test test-servers check clean
@@ -15,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/sd35 generate "a red apple, glossy style, on a blue background" --seed 1
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-servers: $(VENV)/installed-dev $(VENV)/installed-servers $(SERVERS)/olah/installed $(SERVERS)/giftless/installed
 	$(BIN)/python scripts/test_servers.py
@@ -31,7 +34,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sd35 needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable .
+	$(PIP) --editable '.[serve]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -64,7 +64,7 @@ def quality_page() -> str:
 
     report = json.loads((ROOT / FIDELITY).read_text(encoding="utf-8"))
     result = f"Result: [{Path(FIDELITY).name}](../../{FIDELITY}). The one command:"
-    section = f"\n\n{table(report)}\n\n{result}\n\n    {report['command']}\n\n"
+    section = f"\n\n{table(report)}\n\n{result}\n\n```sh\n{report['command']}\n```\n\n"
     return _between("docs/explanation/quality.md", FIDELITY_MARKS, section)
 
 

@@ -223,6 +223,12 @@ _REAL_NUMBERS = {
 }
 
 
+def preview_steps(previews: int, steps: int) -> dict[int, int]:
+    """Step -> the number of the preview that is due after it: evenly spread, none at the start or the end."""
+    due = {(index + 1) * steps // (previews + 1): index for index in range(previews)}
+    return {step: index for step, index in due.items() if 0 < step < steps}
+
+
 def _first(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
 

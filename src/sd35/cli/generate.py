@@ -10,15 +10,20 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from sd35.cli.canvas import Canvas, canvas_for
 from sd35.cli.companions import add_companions
 from sd35.cli.console import CountBar, megabytes, print_json
 from sd35.cli.output import OutputPlace
 from sd35.cli.terminal import SHOWS, show
 from sd35.config import Activations, Attention, Kernels, RuntimeConfig
+from sd35.errors import RequestError
 from sd35.pictures_in.decode import read_picture
-from sd35.request import GenerationRequest
+from sd35.request import GenerationRequest, preview_steps
+
+if TYPE_CHECKING:
+    from sd35.runtime.pipeline import Generation, Pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "graphics); blocks will do in any with 24-bit colour",
     )  # fmt: skip
     parser.add_argument(
+        "--previews", type=int, default=0, metavar="N",
+        help="show the pictures N times on the way, unfinished, in a terminal that --show can draw in",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"
     )
     drawing = parser.add_argument_group("what to draw (default: what the checkpoint's makers recommend)")
@@ -109,6 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     begin = time.perf_counter()
     request = _request(arguments)
     place = OutputPlace.at(arguments.output, request)
+    canvas = _canvas(arguments)
     # Heavy rooms are imported here: everything above answers at once.
     from sd35.quantization.ready import load
     from sd35.runtime import facts
@@ -132,8 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
         [Path(name) for name in arguments.text_encoders],
     )
     loaded = time.perf_counter()
-    with CountBar("denoise", " steps", hidden=arguments.json) as bar:
-        generation = pipeline.generate(request, bar.show)
+    generation = _draw(pipeline, request, canvas, arguments)
     precision = facts.precision(pipeline)
     work = Work.of(generation.images[0].picture.settings, len(generation.images))
     if arguments.verbose:
@@ -162,6 +171,48 @@ def run(arguments: argparse.Namespace) -> None:
     for drawn in generation.images:
         show(drawn.image, arguments.show, sys.stdout, os.environ)
     _print(report)
+
+
+def _canvas(arguments: argparse.Namespace) -> Canvas | None:
+    """Where unfinished pictures are shown, if they are; one sentence where they can't be."""
+    if arguments.previews < 0:
+        raise RequestError(f"previews is {arguments.previews}: give how many are to be shown, 0 for none.")
+    canvas = canvas_for(arguments.show, sys.stdout, os.environ) if not arguments.json else None
+    if arguments.previews and canvas is None:
+        print(
+            "No previews: stdout is no terminal that is known to draw; --show blocks will do in any with "
+            "24-bit colour.",
+            file=sys.stderr,
+        )
+    return canvas if arguments.previews else None
+
+
+def _draw(
+    pipeline: "Pipeline", request: GenerationRequest, canvas: Canvas | None, arguments: argparse.Namespace
+) -> "Generation":
+    """Draw with a progress bar, or with unfinished pictures side by side on the canvas in its place."""
+    if canvas is not None:
+        return _draw_on(canvas, pipeline, request, arguments.previews)
+    with CountBar("denoise", " steps", hidden=arguments.json) as bar:
+        return pipeline.generate(request, bar.show)
+
+
+def _draw_on(canvas: Canvas, pipeline: "Pipeline", request: GenerationRequest, count: int) -> "Generation":
+    import torch
+    from PIL import Image
+
+    from sd35.runtime.previews import Previews
+
+    pictures = request.pictures(pipeline.variant)
+    due = frozenset(preview_steps(count, pictures[0].settings.steps_run))
+
+    def show(_: int, rows: torch.Tensor) -> None:
+        canvas.draw(Image.fromarray(torch.cat(list(rows), dim=1).numpy()))
+
+    with canvas:
+        return pipeline.draw(
+            pictures, lambda done, of: canvas.say(f"step {done} of {of}"), Previews(due, show)
+        )
 
 
 def _request(arguments: argparse.Namespace) -> GenerationRequest:

@@ -1,6 +1,7 @@
 """make, list and revoke the API keys of a server"""
 
 import argparse
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -72,7 +73,10 @@ def _add(store: "KeyStore", arguments: argparse.Namespace) -> None:
         print_json({**asdict(key), "key": text})
         return
     print(text)
-    print("This is shown once: keep it now. From here on the server asks every request for a key.")
+    print(
+        "This is shown once: keep it now. From here on the server asks every request for a key.",
+        file=sys.stderr,  # so that KEY=$(sd35 keys add NAME) is the key
+    )
 
 
 def _list(store: "KeyStore", arguments: argparse.Namespace) -> None:

@@ -33,10 +33,15 @@ _SIXEL_TERMS = ("foot", "mlterm", "yaft", "contour")
 
 def show(image: "Image", wanted: Show, out: IO[str], environment: Mapping[str, str]) -> None:
     """Write the picture to a terminal; nothing where `auto` knows no protocol that it speaks."""
-    way = protocol_of(environment) if wanted == "auto" and out.isatty() else wanted
+    way = None if wanted == "auto" and not out.isatty() else way_of(wanted, environment)
     if way in _WAYS:
         out.write(_WAYS[way](image) + "\n")
         out.flush()
+
+
+def way_of(wanted: Show, environment: Mapping[str, str]) -> str | None:
+    """`auto` decided."""
+    return protocol_of(environment) if wanted == "auto" else wanted
 
 
 def protocol_of(environment: Mapping[str, str]) -> str | None:
@@ -53,20 +58,22 @@ def protocol_of(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def kitty(image: "Image") -> str:
-    """The escapes that have Kitty and its kin draw the picture where the cursor is."""
+def kitty(image: "Image", keys: str = "") -> str:
+    """The escapes that have Kitty and its kin draw the picture at the cursor; `keys` say more of how."""
+    head = "a=T,f=100," + (f"{keys}," if keys else "")
     text = _png_base64(image)
     pieces = [text[i : i + KITTY_PIECE] for i in range(0, len(text), KITTY_PIECE)]
     return "".join(
-        f"\x1b_G{'a=T,f=100,' if i == 0 else ''}m={int(i + 1 < len(pieces))};{piece}\x1b\\"
+        f"\x1b_G{head if i == 0 else ''}m={int(i + 1 < len(pieces))};{piece}\x1b\\"
         for i, piece in enumerate(pieces)
     )
 
 
-def iterm2(image: "Image") -> str:
+def iterm2(image: "Image", keys: str = "") -> str:
     """The escape that has iTerm2 and its kin draw the picture."""
     text = _png_base64(image)
-    return f"\x1b]1337;File=inline=1;size={len(base64.b64decode(text))}:{text}\x07"
+    more = f";{keys}" if keys else ""
+    return f"\x1b]1337;File=inline=1;size={len(base64.b64decode(text))}{more}:{text}\x07"
 
 
 def sixel(image: "Image") -> str:
@@ -80,11 +87,11 @@ def sixel(image: "Image") -> str:
     return f'\x1bPq"1;1;{width};{height}{colours}{bands}\x1b\\'
 
 
-def blocks(image: "Image") -> str:
-    """The picture in half blocks, 64 letters wide."""
+def blocks(image: "Image", columns: int = BLOCK_COLUMNS) -> str:
+    """The picture in half blocks, so many letters wide."""
     from PIL.Image import Resampling
 
-    width = min(BLOCK_COLUMNS, image.width)
+    width = max(1, min(columns, image.width))
     height = max(2, round(image.height * width / image.width / 2) * 2)
     pixels = image.convert("RGB").resize((width, height), Resampling.BOX).tobytes()
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sd35.config import RuntimeConfig
 from sd35.errors import DeviceError
-from sd35.request import GenerationRequest, Picture
+from sd35.request import GenerationRequest, Picture, preview_steps
 from sd35.runtime import facts
 from sd35.runtime.load import load_pipeline, needs_of, resolve
 from sd35.runtime.memory import Work, peak
@@ -26,7 +26,7 @@ from sd35.runtime.sharing import Needs, SharedParts
 from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.settings import Model, Terms
 from sd35.serving.uploads import read_upload
-from sd35.serving.worker import Listener, OutOfMemoryError, preview_steps
+from sd35.serving.worker import Listener, OutOfMemoryError
 
 Find = Callable[[Model], Path]
 

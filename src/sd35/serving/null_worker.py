@@ -9,10 +9,10 @@ import hashlib
 import sys
 from collections.abc import Callable, Collection, Sequence
 
-from sd35.request import Picture
+from sd35.request import Picture, preview_steps
 from sd35.serving.messages import Drawing, RawImage, Task
 from sd35.serving.settings import Model, Terms
-from sd35.serving.worker import Listener, connection_from, preview_steps, serve_tasks
+from sd35.serving.worker import Listener, connection_from, serve_tasks
 
 NULL_BYTES = 1_000_000
 

@@ -127,12 +127,6 @@ def _model_of(order: Batch | Load) -> Model:
     return order.tasks[0].model if isinstance(order, Batch) else order.model
 
 
-def preview_steps(previews: int, steps: int) -> dict[int, int]:
-    """Step -> the number of the preview that is due after it: evenly spread, none at the start or the end."""
-    due = {(index + 1) * steps // (previews + 1): index for index in range(previews)}
-    return {step: index for step, index in due.items() if 0 < step < steps}
-
-
 def connection_from(argument: str) -> Connection:
     """The pipe whose number the server put on the command line."""
     return Connection(int(argument))

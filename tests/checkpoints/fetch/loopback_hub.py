@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -87,7 +88,8 @@ class LoopbackHub:
     @property
     def commit(self) -> str:
         """A commit id that follows from the files."""
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        names = sorted((path, blob_id(content)) for path, content in self.files.items())
+        return hashlib.sha1(repr(names).encode()).hexdigest()
 
     def downloads(self, path: str) -> list[dict[str, str]]:
         """The headers of every GET of that file."""
@@ -98,14 +100,13 @@ class LoopbackHub:
         content = self.listed.get(path, self.files[path])
         if not path.endswith(".safetensors"):
             return {"type": "file", "path": path, "size": len(content), "oid": blob_id(content)}
-        sha256 = hashlib.sha256(content).hexdigest()
         pointer = pointer_to(content)
         return {
             "type": "file",
             "path": path,
             "size": len(content),
             "oid": blob_id(pointer),
-            "lfs": {"oid": sha256, "size": len(content), "pointerSize": len(pointer)},
+            "lfs": {"oid": sha256_of(content), "size": len(content), "pointerSize": len(pointer)},
         }
 
 
@@ -115,6 +116,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@cache
+def sha256_of(content: bytes) -> str:
+    """Its SHA-256; a hub is asked for it again and again."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@cache
 def blob_id(content: bytes) -> str:
     """Git's name of a content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -122,7 +130,7 @@ def blob_id(content: bytes) -> str:
 
 def pointer_to(content: bytes) -> bytes:
     """The Git LFS pointer that stands for a content."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256_of(content)
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(content)}\n".encode()
 
 
@@ -185,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path not in self.hub.files:
             self._say(404, {"X-Error-Code": "EntryNotFound"})
         elif self.hub.cdn is not None and path.endswith(".safetensors"):
-            digest = hashlib.sha256(self.hub.files[path]).hexdigest()
+            digest = sha256_of(self.hub.files[path])
             target = f"{self.hub.cdn.endpoint}/{self.hub.cdn.repository}/resolve/{self.hub.cdn.commit}/{path}"
             pinned = {"X-Repo-Commit": self.hub.commit, "X-Linked-Etag": f'"{digest}"'}
             self._say(302, {**pinned, "Location": target})
