@@ -122,7 +122,7 @@ MADE = {
     "docs/guides/deploy.md": ["answer.json"],
     "docs/guides/operations.md": ["abnormal.csv", "records.csv"],
     "docs/guides/quantization.md": ["DESTINATION/sd35.json", "demo-static/sd35.json", "sheet.png"],
-    "docs/guides/serving.md": ["apple.png", "apple.json"],
+    "docs/guides/serving.md": ["apple.png", "apple.json", "green.png"],
     "docs/guides/verify.md": ["PATH/sd35.json"],
 }  # fmt: skip
 # The hub that pages fetch from has one repository with the demo's files, under the name that is asked for.
