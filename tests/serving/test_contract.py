@@ -63,6 +63,12 @@ def test_every_refusal_is_described(served: Served) -> None:
     assert set(shape["required"]) == set(wrong.json())
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_no_page_asks_a_stranger_for_scripts(served: Served, path: str) -> None:
+    """FastAPI's pages of the document would, so there are none."""
+    assert served.client.get(path).status_code == 404
+
+
 def test_bounds_are_those_of_this_server(start_server: ServerFactory) -> None:
     """Pictures of one job, and the longest side that its models draw."""
     found = start_server(max_images=3).client.get("/openapi.json").json()

@@ -66,7 +66,11 @@ def create_app(gateway: Gateway) -> FastAPI:
         except TimeoutError:
             log.warning("stopped without writing everything; the next start takes it up")
 
-    app = FastAPI(title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    # FastAPI's own pages of the document load their scripts from a CDN, and nothing here leaves the machine.
+    app = FastAPI(
+        title="sd35", version=__version__, lifespan=lifespan, redirect_slashes=False,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.state.gateway = gateway
     app.state.assets = page.read_assets()
     app.state.desks = {}
