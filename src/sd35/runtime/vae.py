@@ -138,16 +138,16 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class ToPixels(nn.Module):
-    """The last norm and the convolution to red, green, blue."""
+class Ending(nn.Module):
+    """The last norm and the convolution to what comes out: pixels, or in the encoder latents."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.conv_norm_out = Norm(channels, groups)
-        self.conv_out = Conv(channels, PIXEL_CHANNELS, 3)
+        self.conv_out = Conv(channels, out_channels, 3)
 
     def forward(self, x: Tensor, operations: Operations) -> Tensor:
-        """[B, C, H, W] -> [B, 3, H, W]."""
+        """[B, C, H, W] -> [B, out, H, W]."""
         return self.conv_out(self.conv_norm_out(x, operations))
 
 
@@ -198,4 +198,4 @@ def _stages(config: VaeConfig) -> Iterator[tuple[str, nn.Module]]:
             width = channels
         if level < len(config.channels) - 1:
             yield f"up_blocks.{level}.upsamplers.0", Upsample(width)
-    yield TO_PIXELS, ToPixels(width, groups)
+    yield TO_PIXELS, Ending(width, PIXEL_CHANNELS, groups)

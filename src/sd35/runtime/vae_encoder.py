@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sd35.kernels import reference
 from sd35.kernels.api import Operations
-from sd35.runtime.vae import PIXEL_CHANNELS, Attention, Conv, Norm, Resnet, VaeConfig
+from sd35.runtime.vae import PIXEL_CHANNELS, Attention, Conv, Ending, Resnet, VaeConfig
 from sd35.variants import LATENT_CHANNELS
 
 TO_LATENTS = ""  # the last stage: a checkpoint has no common name for its two layers
@@ -32,19 +32,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, operations: Operations) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
-
-
-class ToLatents(nn.Module):
-    """The last norm and the convolution to means and log-variances."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.conv_norm_out = Norm(channels, groups)
-        self.conv_out = Conv(channels, 2 * LATENT_CHANNELS, 3)
-
-    def forward(self, x: Tensor, operations: Operations) -> Tensor:
-        """[B, C, H, W] -> [B, 32, H, W]."""
-        return self.conv_out(self.conv_norm_out(x, operations))
 
 
 class VaeEncoder(nn.Module):
@@ -81,4 +68,4 @@ def _stages(config: VaeConfig) -> Iterator[tuple[str, nn.Module]]:
     yield "mid_block.resnets.0", Resnet(width, width, groups)
     yield "mid_block.attentions.0", Attention(width, groups)
     yield "mid_block.resnets.1", Resnet(width, width, groups)
-    yield TO_LATENTS, ToLatents(width, groups)
+    yield TO_LATENTS, Ending(width, 2 * LATENT_CHANNELS, groups)  # means and log-variances

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd35.kernels.api import Operations
-from sd35.runtime.vae import Attention, Norm, Resnet, ToPixels, Upsample, VaeDecoder
+from sd35.runtime.vae import Attention, Ending, Norm, Resnet, Upsample, VaeDecoder
 
 STRIP_ROWS = 32  # at every level: where channels double, the width is half
 MOST_QUERIES = 1024  # of the attention: 16,384 places at 1024 x 1024 pixels
@@ -118,7 +118,7 @@ def _in_rows(
         elif isinstance(stage, Resnet):
             rows = _resnet(stage, rows, operations)
         else:
-            assert isinstance(stage, ToPixels), f"{type(stage).__name__} is no stage of strips"
+            assert isinstance(stage, Ending), f"{type(stage).__name__} is no stage of strips"
             rows = _to_pixels(stage, rows, operations)
     return rows.read(0, rows.height)
 
@@ -146,7 +146,7 @@ def _resnet(stage: Resnet, source: Rows, operations: Operations) -> Rows:
     return out
 
 
-def _to_pixels(stage: ToPixels, source: Rows, operations: Operations) -> Rows:
+def _to_pixels(stage: Ending, source: Rows, operations: Operations) -> Rows:
     normed = _normed(stage.conv_norm_out, source.read, source.height, operations)
     return _kept(
         _convolved(stage.conv_out, normed, top, bottom, source.height)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -179,3 +180,23 @@ def body_hash(spec: dict[str, Any]) -> str:
 def spec_to_json(spec: Spec) -> dict[str, Any]:
     """As the database keeps it."""
     return asdict(spec)
+
+
+def outcome(job: Job, address: Callable[[JobImage], str]) -> dict[str, Any]:
+    """What has come of a job so far, as clients and webhooks are told it."""
+    return {
+        "images": [
+            {
+                "url": address(image),
+                "seed": image.seed,
+                "width": image.width,
+                "height": image.height,
+                "sha256": image.sha256,
+            }
+            for image in job.images
+        ],
+        "seconds": job.seconds,
+        "peak_vram_bytes": job.peak_vram_bytes,
+        "attempts": job.token,
+        "error": None if job.error is None else asdict(job.error),
+    }

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -25,7 +26,7 @@ from sd35.serving.attendant import Attendant
 from sd35.serving.cursors import Cursor, cursor_after, read_cursor
 from sd35.serving.fields import PICTURE, Exact, described
 from sd35.serving.gateway import caller_of, gateway_of, link
-from sd35.serving.jobs import Event, Priority, State
+from sd35.serving.jobs import Event, Priority, State, outcome
 from sd35.serving.keys import Caller
 from sd35.serving.live import LiveJob
 from sd35.serving.model_routes import row_of
@@ -209,20 +210,7 @@ def view(live: LiveJob, request: Request) -> dict[str, Any]:
         "deadline_at": job.deadline_at,
         "webhook_url": job.webhook_url,
         "request": vars(job.spec),
-        "images": [
-            {
-                "url": link(request, image),
-                "seed": image.seed,
-                "width": image.width,
-                "height": image.height,
-                "sha256": image.sha256,
-            }
-            for image in job.images
-        ],
-        "seconds": job.seconds,
-        "peak_vram_bytes": job.peak_vram_bytes,
-        "attempts": job.token,
-        "error": None if job.error is None else vars(job.error),
+        **outcome(job, partial(link, request)),
     }
 
 

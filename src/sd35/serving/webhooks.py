@@ -12,7 +12,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sd35.errors import NetworkError, RequestError
 from sd35.serving.happenings import Ended, Happening, WebhookTried
-from sd35.serving.jobs import Job
+from sd35.serving.jobs import Job, outcome
 from sd35.serving.outbound import Outbound
 from sd35.serving.settings import ServerSettings
 from sd35.serving.signing import Signer
@@ -153,20 +152,7 @@ def _told(settings: ServerSettings, storage: Storage, job: Job) -> dict[str, Any
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "images": [
-            {
-                "url": _whole(settings, storage.url(image.name, settings.url_life_s)),
-                "seed": image.seed,
-                "width": image.width,
-                "height": image.height,
-                "sha256": image.sha256,
-            }
-            for image in job.images
-        ],
-        "seconds": job.seconds,
-        "peak_vram_bytes": job.peak_vram_bytes,
-        "attempts": job.token,
-        "error": None if job.error is None else asdict(job.error),
+        **outcome(job, lambda image: _whole(settings, storage.url(image.name, settings.url_life_s))),
     }
 
 
