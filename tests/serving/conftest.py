@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from . import real_clients
 from .stores import S3Server
 from .test_store import url as url  # an empty database of each kind, for other files too
 
@@ -77,6 +78,13 @@ class Served:
 
 
 ServerFactory = Callable[..., Served]
+
+
+@pytest.fixture(autouse=True)
+def closed_clients() -> Iterator[None]:
+    """What a test opens it closes."""
+    yield
+    real_clients.close_all()
 
 
 @pytest.fixture

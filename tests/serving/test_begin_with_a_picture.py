@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 from sd35.pictures_in.source_picture import SourcePicture
 
+from . import real_clients
 from .conftest import Served, ServerFactory
 
 SD3 = "/v2beta/stable-image/generate/sd3"
@@ -42,13 +42,12 @@ def last_request(served: Served) -> dict[str, Any]:
 
 def openai_client(served: Served) -> openai.OpenAI:
     """The package's client with nothing but another address."""
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    return real_clients.openai_client(served.url)
 
 
 def webui(served: Served) -> webuiapi.WebUIApi:
     """Of AUTOMATIC1111's API."""
-    where = urlsplit(served.url)
-    return webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=4)
+    return real_clients.webui_client(served.url, steps=4)
 
 
 def begun(served: Served, image: Image.Image) -> tuple[bool, float, int, int]:

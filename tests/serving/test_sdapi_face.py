@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -16,13 +15,13 @@ from PIL import Image
 
 from sd35.serving.keys import KeyStore
 
+from . import real_clients
 from .conftest import Served, ServerFactory
 
 
 def client_of(served: Served, **login: str) -> webuiapi.WebUIApi:
     """The package's client with nothing but another address."""
-    where = urlsplit(served.url)
-    return webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=3, **login)
+    return real_clients.webui_client(served.url, steps=3, **login)
 
 
 @pytest.fixture
