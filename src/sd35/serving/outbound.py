@@ -40,7 +40,8 @@ class Outbound:
         except TimeoutError as error:
             raise NetworkError(f"{parts.hostname} did not answer in {PATIENCE_S:g} s.") from error
         except (OSError, httpx2.HTTPError) as error:
-            raise NetworkError(f"{parts.hostname} can't be reached ({error}).") from error
+            why = str(error) or type(error).__name__
+            raise NetworkError(f"{parts.hostname} can't be reached ({why}).") from error
 
     async def _resolved(self, parts: SplitResult) -> list[str]:
         loop, port = asyncio.get_running_loop(), parts.port or _default_port(parts)
