@@ -163,7 +163,10 @@ def _answer(listening: socket.socket, context: ssl.SSLContext, times: int) -> No
             with context.wrap_socket(connection, server_side=True) as safe:
                 received = b""
                 while not received.endswith(b"{}"):  # what is left unread would reset the connection
-                    received += safe.recv(65536)
+                    part = safe.recv(65536)
+                    if not part:
+                        raise ConnectionResetError("the client hung up")
+                    received += part
                 safe.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         except OSError:
             connection.close()
