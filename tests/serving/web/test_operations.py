@@ -30,7 +30,7 @@ def test_it_shows_how_the_server_stands(obeying: Served, visit: Visitor) -> None
     page = visit(f"{obeying.url}/ops")
     until(page, "/^Step/.test(document.querySelector('#queue li:first-child .note').textContent)")
     shown = figures(page)
-    assert (shown["waiting"], shown["being drawn"], shown["failed"]) == ("1", "1", "25%")
+    assert (shown["waiting"], shown["being drawn"], shown["failed"]) == ("1", "1", "25.0%")
     assert page.locator("#queue .name").all_inner_texts() == ["slow fox", "slow cat"]
     assert "The device has no room." in page.inner_text("#failures")
     assert page.locator(".chart").count() == 4

@@ -36,8 +36,9 @@ export function t(name, gaps = {}) {
 
 export const has = (name) => name in words;
 
+/** A number with exactly so many decimals, so that 3.0 s does not shrink to 3 s beside 2.9 s. */
 export const number = (value, digits = 0) =>
-  new Intl.NumberFormat(document.documentElement.lang, { maximumFractionDigits: digits }).format(value);
+  new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
 
 /** Seconds as people say them. */
 export function duration(seconds) {
