@@ -18,7 +18,7 @@ from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError
-from sd35.kernels.api import choose_operations, has_fp8_products
+from sd35.kernels.api import choose_operations, has_fp8_products, triton_refuses
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.beginning import SourceEncoder
@@ -205,6 +205,9 @@ def _recognise(checkpoint: Checkpoint, config: MMDiTConfig) -> Variant:
 
 def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> MMDiT:
     device, dtype = placement.device, placement.dtype
+    refusal = triton_refuses(device, dtype)
+    if device.type == "cuda" and placement.kernels == "auto" and refusal is not None:
+        log.warning("The fused kernels can't run here, so plain PyTorch computes: %s.", refusal)
     engine = Engine(
         choose_operations(placement.kernels, device, dtype),
         choose_attention(placement.attention, device, dtype),
