@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def unfinished(layer: Fp8Linear, x: ScaledTensor) -> Product:
     """The layer's product as a card's tensor cores leave it: scales and bias are the reader's to apply."""
     values = functional.linear(fp8_values(x.data, torch.float32), fp8_values(layer.data, torch.float32))
     return Product(values, x.scale, layer.scale.flatten(), layer.bias)
+
+
+def test_threads_that_share_a_pipeline_take_turns(movable: Pipeline, small: GenerationRequest) -> None:
+    """Weights that travel for one drawing are not sent home by another: each gets its own picture."""
+    movable.residence.change(next(plan for plan in PLANS if plan.passing == 1))
+    requests = [replace(small, seed=seed, width=64, height=64) for seed in range(4)]
+    alone = [drawn(movable, request) for request in requests]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        together = list(threads.map(movable.generate, requests))
+    assert all(np.array_equal(a.images[0].image, b) for a, b in zip(together, alone, strict=True))
 
 
 def test_a_block_that_has_gone_leaves_its_last_product_whole(
