@@ -123,10 +123,8 @@ def test_skip_layer_guidance_is_for_some_variants() -> None:
 
 def test_skip_layers_of_a_list_make_equal_pictures() -> None:
     """A list of layers means what a tuple does, and the picture can be looked up by (batches, recordings)."""
-    listed, tupled = (
-        GenerationRequest("a fox", seed=1, skip_layer_guidance_scale=1.0, skip_layers=layers).pictures(DEMO)[0]
-        for layers in ([2, 3], (2, 3))
-    )
+    request = GenerationRequest("a fox", seed=1, skip_layer_guidance_scale=1.0, skip_layers=[2, 3])
+    listed, tupled = (one.pictures(DEMO)[0] for one in (request, replace(request, skip_layers=(2, 3))))
     assert {listed: "found"}[tupled] == "found"
 
 

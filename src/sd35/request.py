@@ -244,8 +244,8 @@ def _check_prompt(name: str, value: str | None) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"{name} is no Unicode text: its character {error.start + 1} is half of one, or a byte of another "
-            "encoding; give it in UTF-8."
+            f"{name} is no Unicode text: its character {error.start + 1} is half of one, or a byte of "
+            "another encoding; give it in UTF-8."
         ) from error
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise PromptError(
@@ -278,11 +278,10 @@ def _shown(value: float) -> str:
     return str(value) if is_short else "a number of more than 20 digits"
 
 
-def _check_layers(layers: Sequence[int] | None) -> None:
+def _check_layers(layers: object) -> None:
     if layers is None:
         return
-    is_list = isinstance(layers, list | tuple)
-    if not is_list or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+    if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
         raise RequestError(f"skip_layers must be whole numbers, such as (7, 8, 9), not {layers!r}.")
 
 
