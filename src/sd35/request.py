@@ -263,7 +263,7 @@ def _check_whole_number(name: str, value: int | None, low: int, high: int) -> No
         raise RequestError(f"{name} is {_shown(value)}, outside its range: give {low} to {high}.")
 
 
-def _check_real_number(name: str, value: float | None, low: float, high: float) -> None:
+def _check_real_number(name: str, value: object, low: float, high: float) -> None:
     if value is None and name == "guidance_scale":
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -274,8 +274,8 @@ def _check_real_number(name: str, value: float | None, low: float, high: float) 
 
 def _shown(value: float) -> str:
     """A number in an error; Python itself refuses to write whole numbers of thousands of digits."""
-    is_short = isinstance(value, float) or abs(value) < 10**20
-    return str(value) if is_short else "a number of more than 20 digits"
+    is_long = isinstance(value, int) and abs(value) >= 10**20
+    return "a number of more than 20 digits" if is_long else str(value)
 
 
 def _check_layers(layers: object) -> None:
