@@ -210,13 +210,14 @@ def test_out_of_memory_is_followed_by_a_smaller_plan(
 def test_after_the_last_failure_the_next_request_is_served(
     plan: MemoryPlan, movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No room twice, or below the smallest plan: one sentence with a size; then all is as it was."""
+    """No room twice, or below the smallest plan: one sentence of that plan and a size; then all is as it was."""
     movable.residence.change(PLANS[0])
     expected = drawn(movable, small)
     movable.residence.change(plan)
     monkeypatch.setattr(pipeline, "decode", failing(2 if plan != PLANS[-1] else 1, pipeline.decode))
-    with pytest.raises(DeviceError, match=r"^128x256 pixels, .* fits"):
+    with pytest.raises(DeviceError, match=r"^128x256 pixels, .* had less: .* fits") as caught:
         movable.generate(small)
+    assert f"by the plan '{memory.described(movable.residence.plan)}'" in str(caught.value)
     assert movable.residence.dock.held == 0
     assert np.abs(drawn(movable, small) - expected).max() <= 1
 

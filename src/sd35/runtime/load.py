@@ -24,12 +24,12 @@ from sd35.request import GenerationRequest
 from sd35.runtime.beginning import SourceEncoder
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
 from sd35.runtime.devices import Card, cards_of, devices_of
-from sd35.runtime.division import choose_or_smallest, news, peaks, ranges, smaller_than
+from sd35.runtime.division import choose_or_smallest, news, no_room, ranges, smaller_than
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.joint_block import Engine
 from sd35.runtime.load_text import load_text_encoders
-from sd35.runtime.memory import MemoryPlan, Work, described, peak, too_large
+from sd35.runtime.memory import MemoryPlan, Work, described, peak
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.residence import Residence
@@ -107,12 +107,12 @@ def assemble(
     torch.cuda.empty_cache()
     smaller = smaller_than(plan, sizes, work, budgets)
     if smaller is None:
-        raise too_large(sizes, work, peaks(plan, sizes, work)[0] - 1)
+        raise no_room(plan, sizes, work)
     log.warning("The device had no room for the plan '%s'; loading with '%s'.", plan.name, described(smaller))
     try:
         return load(smaller)
     except torch.cuda.OutOfMemoryError as error:
-        raise too_large(sizes, work, peaks(smaller, sizes, work)[0] - 1) from error
+        raise no_room(smaller, sizes, work) from error
 
 
 def _load(

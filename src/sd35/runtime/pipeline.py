@@ -121,7 +121,7 @@ class Pipeline:
         try:
             return draw()
         except torch.cuda.OutOfMemoryError as error:
-            raise self.residence.too_large(work) from error
+            raise self.residence.no_room(work) from error
 
     def _draw(self, pictures: Sequence[Picture], on_step: OnStep, previews: Previews | None) -> Generation:
         """The four calls, each a stage: what it needs is on the device in it, and gone at its end."""
