@@ -210,7 +210,7 @@ def test_out_of_memory_is_followed_by_a_smaller_plan(
 def test_after_the_last_failure_the_next_request_is_served(
     plan: MemoryPlan, movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No room twice, or below the smallest plan: one sentence of that plan and a size; then all is as it was."""
+    """No room twice, or below the smallest plan: one sentence with that plan and a size; then all is well."""
     movable.residence.change(PLANS[0])
     expected = drawn(movable, small)
     movable.residence.change(plan)
