@@ -171,6 +171,14 @@ def test_long_body_of_untold_length_is_refused(served: Served, path: str) -> Non
     assert "longer than" in answer.text
 
 
+@pytest.mark.parametrize("values", ["1," * 300_000 + "1", "[" * 300_000, '{"a":' * 300_000])
+def test_a_body_of_small_values_is_refused(served: Served, values: str) -> None:
+    """Room for a picture is none for a million values, which would keep everyone waiting."""
+    body = f'{{"prompt":"a fox","x":[{values}]}}'
+    answer = served.client.post("/api/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "values" in answer.json()["error"]["message"]) == (413, True)
+
+
 def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
     """A client can build its form from them."""
     found = served.client.get("/api/v1/capabilities").json()
