@@ -53,6 +53,7 @@ ClientId = Annotated[str, Path(alias="job_id", min_length=1, max_length=200, pat
 NAME = "native"  # in records and metrics
 PICTURE_PATHS = (f"{PREFIX}/jobs",)  # where bodies may hold a picture
 LONGEST_WORD = 2000
+LONGEST_EVENT_ID = 20  # digits; microseconds since 1970 have 16
 BASE64_PIECE = 1 << 19  # characters, a multiple of 4: a millisecond
 Real = StrictFloat | StrictInt
 Side = Annotated[Exact, described(minimum=PIXELS_PER_TOKEN, multipleOf=PIXELS_PER_TOKEN)]
@@ -149,8 +150,8 @@ async def job_events(job_id: str, request: Request, caller: Known) -> StreamingR
     """What happens to a job, from the first event remembered or from `Last-Event-ID` on, until it ends."""
     live = await gateway_of(request).service.find(job_id, caller)
     last = request.headers.get("last-event-id", "0")
-    if not last.isdecimal():
-        raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last!r}: give an id that came.")
+    if not last.isdecimal() or len(last) > LONGEST_EVENT_ID:
+        raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last[:80]!r}: give an id that came.")
     return EventStream(_stream(live, int(last)), headers={"Cache-Control": "no-store"})
 
 
