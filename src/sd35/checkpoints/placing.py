@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35.checkpoints.locked_folder import LOCK, BusyError, LockedFolder, remove
+from sd35.checkpoints.locked_folder import LOCK, HeldError, LockedFolder, remove
 from sd35.errors import OutputError, RefusedError, RequestError
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
     """
     try:
         locked = LockedFolder(partial)
-    except BusyError as error:
+    except HeldError as error:
         raise OutputError(
             f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
             "place."
