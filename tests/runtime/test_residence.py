@@ -174,6 +174,15 @@ def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
         )
 
 
+def test_sharers_hear_before_parts_move(demo_fp8: Path) -> None:
+    """Another plan sends all parts home; who shares some is told before."""
+    residence = load_pipeline(demo_fp8, CPU).residence
+    seen: list[MemoryPlan] = []
+    residence.before_change = lambda: seen.append(residence.plan)
+    residence.change(PLANS[-1])
+    assert seen == [PLANS[0]]
+
+
 def failing(times: int, original: Callable) -> Callable:  # type: ignore[type-arg]
     """The function, out of memory for the first so many calls."""
     left = [times]
