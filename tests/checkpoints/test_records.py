@@ -1,5 +1,6 @@
 """Schemes in headers, manifests in folders, names in the store."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -7,8 +8,9 @@ from typing import get_args
 import pytest
 
 from sd35.checkpoints import store
-from sd35.checkpoints.manifest import FileRecord, Manifest, hash_files, read_manifest, write_manifest
+from sd35.checkpoints.manifest import FORMAT, FileRecord, Manifest, hash_files, read_manifest, write_manifest
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes, load_schemes
+from sd35.checkpoints.verify import verify
 from sd35.errors import CheckpointError, MissingError
 from sd35.fp8 import Activation, Dtype, Granularity, Scheme
 
@@ -54,6 +56,26 @@ def test_damaged_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "sd35.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"sd35\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"size": 3, "sha256": 5},
+        {"size": 3, "sha256": "5"},
+        {"size": "3", "sha256": "0" * 64},
+        {"size": True, "sha256": "0" * 64},
+        {"size": -1, "sha256": "0" * 64},
+        {"size": 3, "sha256": "0" * 40},
+    ],
+)
+def test_records_of_files_are_sizes_and_hashes(tmp_path: Path, record: dict[str, object]) -> None:
+    """Whoever compares with a manifest finds a size and a SHA-256 in it, or a refusal of the whole."""
+    (tmp_path / "x").write_bytes(b"abc")
+    (tmp_path / "sd35.json").write_text(json.dumps({"format": FORMAT, "files": {"x": record}}))
+    with pytest.raises(CheckpointError, match=r"sd35\.json is damaged"):
+        read_manifest(tmp_path)
+    assert any("sd35.json is damaged" in str(finding) for finding in verify(tmp_path).findings)
 
 
 def test_identity_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

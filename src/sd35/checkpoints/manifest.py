@@ -10,17 +10,20 @@ would have to hold a hash of itself, or be left out of what is protected.
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sd35.checkpoints.findings import printable
 from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.tree import walk
 from sd35.errors import CheckpointError, OutputError, RequestError
 
 FILE_NAME = "sd35.json"
 FORMAT = "sd35-checkpoint-1"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class FileRecord:
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        is_hash = isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256)
+        if type(self.size) is not int or self.size < 0 or not is_hash:
+            raise TypeError(f"{printable(self)} is no size and SHA-256")
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,19 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
-        files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
+        files = {_below(path): FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
         return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
+
+
+def _below(path: str) -> str:
+    """The path, which stays in its folder: a manifest may be a stranger's, and files are mended by it."""
+    if any(piece in ("", ".", "..") for piece in path.split("/")):
+        raise TypeError(f"{printable(path)} is no path in the folder")
+    return path
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from sd35.checkpoints.fetch import environment
 from sd35.checkpoints.fetch.adopt import is_download, refuse_overwriting, strangers
 from sd35.checkpoints.fetch.git import GitRemote
 from sd35.checkpoints.fetch.hub import Hub
-from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, select
+from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, is_plain, select
 from sd35.checkpoints.fetch.local import LocalFolder
 from sd35.checkpoints.fetch.part import Part
 from sd35.checkpoints.fetch.progress import Progress, Show
@@ -168,7 +168,8 @@ def _begin(
 
 def _extras(workshop: Workshop, offered: list[RemoteFile], files: list[RemoteFile]) -> dict[str, FileRecord]:
     """Files of the remote that no checkpoint needs, and that another downloader has brought all the same."""
-    there = [file for file in set(offered) - set(files) if (workshop.folder / file.path).is_file()]
+    names = {file for file in set(offered) - set(files) if is_plain(file.path)}
+    there = [file for file in names if (workshop.folder / file.path).is_file()]
     hashes = {file: workshop.whole(file, Progress(file.size, None)) for file in there}
     return {file.path: FileRecord(file.size, sha256) for file, sha256 in hashes.items() if sha256}
 
@@ -180,7 +181,7 @@ def _again(
     _check_online(source, folder)
     with Workshop(folder) as workshop, _remote(source, workshop) as remote:
         remote.pin(manifest.origin.commit if manifest.origin else None)
-        offered = {file.path: file for file in remote.files()}
+        offered = {file.path: file for file in remote.files() if is_plain(file.path)}
         files = [_same(offered.get(path), path, manifest.files[path], remote.place) for path in paths]
         return _bring(remote, workshop, manifest, files, jobs, show)
 

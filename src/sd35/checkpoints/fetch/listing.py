@@ -81,16 +81,20 @@ def select(files: Iterable[RemoteFile], names: tuple[str, ...], place: str) -> l
     MissingError if the remote lacks one, CheckpointError if it has a part in pickles only, RequestError if
     a name is of a kind that is never fetched. Licences always come along.
     """
-    offered = {file.path: file for file in files if _is_plain(file.path)}
+    offered = {file.path: file for file in files if is_plain(file.path)}
     wanted = _named(offered, names, place) if names else _folder(offered, place)
     licences = [file for path, file in offered.items() if _LICENSE.fullmatch(path)]
     return sorted({*wanted, *licences}, key=lambda file: file.path)
 
 
-def _is_plain(path: str) -> bool:
-    """A relative path that stays below its folder and can be printed."""
+def is_plain(path: str) -> bool:
+    """A relative path that stays below its folder, on any system, and can be printed."""
     parts = path.split("/")
-    return path.isprintable() and "\\" not in path and not any(part in ("", ".", "..") for part in parts)
+    return (
+        path.isprintable()
+        and not set(path) & set("\\:")
+        and not any(part in ("", ".", "..") for part in parts)
+    )
 
 
 def _named(offered: dict[str, RemoteFile], names: tuple[str, ...], place: str) -> list[RemoteFile]:
