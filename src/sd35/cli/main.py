@@ -8,13 +8,16 @@ Verbs are imported when they run, and their heavy rooms when they work, so `sd35
 """
 
 import argparse
+import io
 import logging
 import os
+import select
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from sd35 import __version__
+from sd35.checkpoints.findings import shown_path
 from sd35.errors import RefusedError, RequestError, Sd35Error, UnavailableError
 
 VERBS = (
@@ -66,13 +69,37 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("sd35").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except Sd35Error as error:
         print(f"sd35 {arguments.verb}: {error}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         print(f"\nsd35 {arguments.verb}: interrupted; nothing half-written is left behind.", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _has_lost_its_reader(sys.stdout):  # `| head` saw enough
+            _mute(sys.stdout)
+            return 0
+        print(f"sd35 {arguments.verb}: {_in_words(error)}", file=sys.stderr)
+        return EXIT_CODES[UnavailableError]
     return 0
+
+
+def _in_words(error: OSError) -> str:
+    """A refusal of the system's that no room has put into a sentence of its own."""
+    what = "" if error.filename is None else f"{shown_path(os.fsdecode(error.filename))}: "
+    return f"{what}{error.strerror or error}: see to its permissions, its place and the room on its disk."
+
+
+def _has_lost_its_reader(stream: TextIO) -> bool:
+    watch = select.poll()
+    watch.register(stream, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in watch.poll(0))
+
+
+def _mute(stream: TextIO) -> None:
+    """What is still to be written to it goes nowhere, so that its end makes no noise."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(error: Sd35Error) -> int:
@@ -86,4 +113,15 @@ def entry() -> NoReturn:
     # a thread that waits by spinning takes the core from the one it waits for: a step of the demo model took
     # 10 s instead of 0.3. Read by OpenMP when torch is imported; a setting of the user's stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _ready_streams()
     sys.exit(main())
+
+
+def _ready_streams() -> None:
+    """Where there is no stdout or stderr (`>&-`), words go nowhere; letters that one lacks are escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
