@@ -33,6 +33,20 @@ def test_quantize_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "remove it or name another" in capsys.readouterr().err
 
 
+def test_calibration_is_refused_before_it_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that is taken, or no prompts to draw, are known before the model is loaded."""
+    monkeypatch.setattr("sd35.runtime.load.load_pipeline", lambda *_: pytest.fail("it draws"))
+    for arguments, code, words in (
+        ([str(tmp_path)], 4, "exists already"),
+        ([str(tmp_path / "x"), "-n", "0"], 2, "-n counts prompts"),
+        ([str(tmp_path / "x"), "-n", "-3"], 2, "-n counts prompts"),
+    ):
+        assert main(["quantize", "demo", *arguments, "--static"]) == code
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", [["quantize"], ["convert", "--format", "16bit"]])
 def test_resume_is_a_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: list[str]
@@ -96,7 +110,7 @@ def test_threads_that_wait_leave_the_cores_to_others(
     assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
-SHELL = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+SHELL = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
 SD35 = f"{sys.executable} -m sd35"
 
 

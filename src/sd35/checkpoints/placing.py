@@ -65,16 +65,16 @@ def fresh_file(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
 @contextmanager
 def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
     """The output's path in its partial folder, which this process alone works in."""
-    _refuse_existing(destination)
+    refuse_existing(destination)
     partial = destination.parent / f".{destination.name}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, destination), _cleared(partial):
-            _refuse_existing(destination)  # another run may have finished while we came here
+            refuse_existing(destination)  # another run may have finished while we came here
             _prepare(partial, job)
             _check_room(partial, room_needed)
             yield partial / destination.name
-            _refuse_existing(destination)
+            refuse_existing(destination)
             _move(partial, destination)
     except OSError as error:
         raise OutputError(
@@ -166,12 +166,13 @@ def _check_room(partial: Path, room_needed: int) -> None:
     missing, free = room_needed - held, shutil.disk_usage(partial).free
     if free < missing:
         raise OutputError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free and up to {missing / 1e9:.1f} GB are needed: "
+            f"{partial.parent} has {free / 1e6:,.0f} MB free and up to {missing / 1e6:,.0f} MB are needed: "
             "free the disk or choose another."
         )
 
 
-def _refuse_existing(destination: Path) -> None:
+def refuse_existing(destination: Path) -> None:
+    """OutputError if there is anything at the place."""
     if destination.exists():
         raise OutputError(
             f"{destination} exists already and is never overwritten: remove it or name another."

@@ -74,15 +74,26 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sd35 {arguments.verb}: {error}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
-        print(f"\nsd35 {arguments.verb}: interrupted; nothing half-written is left behind.", file=sys.stderr)
+        print(
+            f"\nsd35 {arguments.verb}: interrupted; nothing half-written has taken its place.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _has_lost_its_reader(sys.stdout):  # `| head` saw enough
-            _mute(sys.stdout)
-            return 0
-        print(f"sd35 {arguments.verb}: {_in_words(error)}", file=sys.stderr)
-        return EXIT_CODES[UnavailableError]
+        return _ended_by_the_system(error, arguments.verb)
     return 0
+
+
+def _ended_by_the_system(error: OSError, verb: str) -> int:
+    has_seen_enough = isinstance(error, BrokenPipeError) and _has_lost_its_reader(sys.stdout)  # `| head`
+    if not has_seen_enough:
+        logging.info("The system refused:", exc_info=error)  # seen with --verbose
+        print(f"sd35 {verb}: {_in_words(error)}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try once more at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if has_seen_enough else EXIT_CODES[UnavailableError]
 
 
 def _in_words(error: OSError) -> str:
@@ -95,11 +106,6 @@ def _has_lost_its_reader(stream: TextIO) -> bool:
     watch = select.poll()
     watch.register(stream, select.POLLOUT)
     return any(event & select.POLLERR for _, event in watch.poll(0))
-
-
-def _mute(stream: TextIO) -> None:
-    """What is still to be written to it goes nowhere, so that its end makes no noise."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(error: Sd35Error) -> int:
