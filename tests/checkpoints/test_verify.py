@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import sd35
 from sd35.checkpoints import verify as verify_module
+from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.header import read_header
 from sd35.checkpoints.manifest import FileRecord, Manifest, beside, hash_file, hash_files, write_manifest
 from sd35.checkpoints.scan import scan
 from sd35.checkpoints.verify import verify
-from sd35.errors import MissingError
+from sd35.errors import CheckpointError, MissingError
 
 EditTensors = Callable[[Path, Callable[[dict[str, torch.Tensor]], None]], None]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -338,6 +339,23 @@ def test_hub_caches(demo_copy: Path, tmp_path: Path) -> None:
     raw[-1] ^= 1
     blob.write_bytes(raw)
     assert "hub cache records" in said(snapshot)[WEIGHTS]
+
+
+def test_the_hub_caches_own_folder_names_its_snapshot(demo: Path, tmp_path: Path) -> None:
+    """Whoever gives the repository's folder in place of a snapshot hears which folder to give."""
+    snapshot = tmp_path / "models--maker--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(demo, snapshot)
+    found = verify(tmp_path / "models--maker--model").findings
+    assert [str(one) for one in found if str(snapshot) in one.remedy]
+    with pytest.raises(CheckpointError, match=f"give {snapshot}"):
+        open_folder(tmp_path / "models--maker--model")
+
+
+def test_a_lone_file_is_known_from_where_it_lies(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named from its own folder, a file is compared with the records of the folder above all the same."""
+    write_manifest(demo_copy, Manifest(hash_files(demo_copy)))
+    monkeypatch.chdir((demo_copy / WEIGHTS).parent)
+    assert verify(Path(Path(WEIGHTS).name)).records == ["sd35.json"]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git: apt-get install git")
