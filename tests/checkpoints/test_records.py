@@ -8,7 +8,15 @@ from typing import get_args
 import pytest
 
 from sd35.checkpoints import store
-from sd35.checkpoints.manifest import FORMAT, FileRecord, Manifest, hash_files, read_manifest, write_manifest
+from sd35.checkpoints.manifest import (
+    FORMAT,
+    FileRecord,
+    Manifest,
+    hash_file,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
 from sd35.checkpoints.schemes import METADATA_KEY, dump_schemes, load_schemes
 from sd35.checkpoints.verify import verify
 from sd35.errors import CheckpointError, MissingError
@@ -97,5 +105,42 @@ def test_names_and_paths(tmp_path: Path) -> None:
     assert store.locate(tmp_path) == tmp_path
     with pytest.raises(MissingError, match=r"stabilityai/stable-diffusion-3\.5-large"):
         store.locate("large")
+    for nothing in ("nonsense", "~nobody-of-this-name/model", "tests/nothing"):
+        with pytest.raises(MissingError, match="one of the names demo"):
+            store.locate(nothing)
+    (tmp_path / "file").touch()
     with pytest.raises(MissingError, match="one of the names demo"):
-        store.locate("nonsense")
+        store.locate(tmp_path / "file" / "below")
+    with pytest.raises(CheckpointError, match="leads nowhere"):
+        store.locate("n" * 5000)
+
+
+def test_a_path_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether something is there is not known, and the sentence says so."""
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(MissingError, match="permission denied"):
+        store.locate(tmp_path)
+
+
+def test_an_identity_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where SD35_HOME can't be written, the identity is computed each time, and right."""
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("SD35_HOME", str(tmp_path / "home"))
+    (tmp_path / "x").write_bytes(b"abc")
+    assert store.identity(tmp_path / "x") == hash_file(tmp_path / "x").sha256
+    assert store.identity(tmp_path / "x") == hash_file(tmp_path / "x").sha256
+
+
+def test_an_identity_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed while writing the note leaves none, not an empty one."""
+    monkeypatch.setenv("SD35_HOME", str(tmp_path / "home"))
+    (tmp_path / "x").write_bytes(b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda path, *_, **__: path.touch() or _stop())
+        with pytest.raises(KeyboardInterrupt):
+            store.identity(tmp_path / "x")
+    assert store.identity(tmp_path / "x") == hash_file(tmp_path / "x").sha256
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt

@@ -73,6 +73,17 @@ def followed(path: Path) -> os.stat_result:
         raise bad_file(path, f"leads nowhere ({getattr(error, 'strerror', None) or error})", _COPY) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at the path; an error in words where nobody can tell, or no file can be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        followed(path)  # puts it in words
+    return True
+
+
 def refuse_outside(path: Path, root: Path) -> None:
     """CheckpointError if `path`, links followed, lies outside `root` and its hub cache's blobs."""
     try:

@@ -1,6 +1,5 @@
 """What a machine is: the facts without which a figure of speed or of quality says nothing."""
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ class Machine:
     triton: str | None
     python: str
     cpu: str
-    threads: int
+    threads: int  # that PyTorch computes with, which may be fewer than the processor has
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,7 +45,7 @@ def machine_of(device: torch.device) -> Machine:
         triton=installed_version("triton"),
         python=platform.python_version(),
         cpu=_cpu(),
-        threads=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
     )
 
 

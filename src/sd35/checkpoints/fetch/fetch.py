@@ -6,6 +6,7 @@ that it began with, even if the branch has moved since. A folder of another down
 (`adopt.py`).
 """
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,7 @@ def fetch(
     wanted = understand(source, via, endpoint, files)
     if wanted.kind == "folder" and revision is not None:
         raise RequestError("A folder has no revisions: leave --revision out.")
-    folder = (destination or home() / "checkpoints" / wanted.name).expanduser()
+    folder = Path(os.path.expanduser(destination or home() / "checkpoints" / wanted.name))
     known = _known(folder, wanted)
     if known is None:
         return _begin(folder, wanted, revision, may_replace, jobs, show)
