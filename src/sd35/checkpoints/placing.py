@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 _LOCK, _NOTE = "lock", "job.json"
 
 
+class BusyError(OutputError):
+    """Another process makes this output now."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What is made, as facts that JSON can hold, and whether an earlier run's remains may be built upon."""
@@ -91,7 +95,7 @@ def _move(partial: Path, destination: Path) -> None:
 @contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
     """The lock of a partial folder; OutputError if another process has it."""
-    busy = OutputError(
+    busy = BusyError(
         f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
         "place."
     )
