@@ -121,22 +121,13 @@ def understood(said: str, failure: str | None) -> Outcome:
     """A worker's lines, as far as they go; lines of anyone else are passed over."""
     outcome = Outcome(failure=failure)
     for line in said.splitlines():
-        found = _object(line)
+        found = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
         if "row" in found:
             outcome.row = Row(**found["row"])
         outcome.limits = found.get("limits", outcome.limits)
         outcome.kernels = found.get("kernels", outcome.kernels)
         outcome.notes += [found["note"]] if "note" in found else []
     return outcome
-
-
-def _object(line: str) -> dict[str, Any]:
-    """What a whole line of a worker holds; nothing for a library's own, or one that was cut off."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _enter(report: Report, outcome: Outcome, engine: str, workload: Workload) -> None:

@@ -1,5 +1,6 @@
 """What a machine is: the facts without which a figure of speed or of quality says nothing."""
 
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ class Machine:
     triton: str | None
     python: str
     cpu: str
-    threads: int  # that PyTorch computes with, which may be fewer than the processor has
+    threads: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -45,7 +46,7 @@ def machine_of(device: torch.device) -> Machine:
         triton=installed_version("triton"),
         python=platform.python_version(),
         cpu=_cpu(),
-        threads=torch.get_num_threads(),
+        threads=os.cpu_count() or 1,
     )
 
 
