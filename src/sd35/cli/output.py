@@ -5,7 +5,9 @@ what is inside.
 """
 
 import hashlib
+import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ class OutputPlace:
     @classmethod
     def at(cls, output: str, request: GenerationRequest) -> "OutputPlace":
         """Understand `-o`, create the folder if one is meant, and try it; OutputError if it can't be."""
-        path = Path(output).expanduser()
+        path = Path(os.path.expanduser(output))
         if path.suffix.lower() == ".png" and not path.is_dir():
             _try_folder(path.parent, create=False)
             return cls(path.parent, path.name[: -len(path.suffix)], is_exact=True)
@@ -69,17 +71,20 @@ class OutputPlace:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written; OutputError if the disk says no."""
+    """Write a file that is never seen half-written; OutputError if the disk says no.
+
+    A device or a pipe, such as /dev/null, is written into: a file in its place would be its end.
+    """
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{path} can't be written ({error.strerror}): free the disk or choose another."
