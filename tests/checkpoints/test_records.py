@@ -56,6 +56,8 @@ def test_manifest_round_trip_and_identity(tmp_path: Path) -> None:
     assert manifest.files == {"a/x": FileRecord(3, known)}
     (tmp_path / "a" / "x").write_bytes(b"abd")
     assert Manifest(hash_files(tmp_path)).identity != manifest.identity
+    moved = Manifest({"b/x": manifest.files["a/x"]})  # the same content elsewhere is another checkpoint
+    assert moved.identity != manifest.identity
 
 
 @pytest.mark.parametrize("text", ["{}", '{"format": "sd35-checkpoint-1"}', "not json"])

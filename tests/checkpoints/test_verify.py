@@ -5,7 +5,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,6 +322,28 @@ def test_hub_folders(demo_copy: Path) -> None:
     assert (report.records, report.compared) == (["hub metadata"], 2)
     (demo_copy / "vae/config.json").write_bytes(config + b" ")
     assert "hub metadata records: its git hash is" in said(demo_copy)["vae/config.json"]
+
+
+def test_an_interrupt_is_heard_at_once(demo_copy: Path) -> None:
+    """Ctrl-C ends the reading within a few pieces, however much there is still to be read."""
+    for i in range(4):
+        (demo_copy / f"{i}.txt").touch()
+        os.truncate(demo_copy / f"{i}.txt", 256 << 20)
+    calls: list[int] = []
+
+    def interrupt(done: int, of: int) -> None:
+        calls.append(done)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            verify(demo_copy, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(calls) < 30  # of 256
 
 
 def test_hub_caches(demo_copy: Path, tmp_path: Path) -> None:
