@@ -18,13 +18,13 @@ from typing import Any
 
 from sd35.checkpoints.audit import FolderAudit, compare_tensors
 from sd35.checkpoints.encoder_files import as_in_the_table, check_scales
-from sd35.checkpoints.fetch.progress import Progress as Count
 from sd35.checkpoints.files import refuse_special
 from sd35.checkpoints.findings import AGAIN, Finding, finding_of, shown_path, some_of
 from sd35.checkpoints.fp8_audit import audit_fp8, view
 from sd35.checkpoints.header import Header, read_header
 from sd35.checkpoints.manifest import FILE_NAME
 from sd35.checkpoints.original_parts import parts_in, read_part
+from sd35.checkpoints.progress import Progress as Count
 from sd35.checkpoints.reader import TensorReader
 from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records, read_records_of
 from sd35.checkpoints.scan import Scan, scan
