@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.findings import printable
 from sd35.checkpoints.progress import Progress
 from sd35.checkpoints.strict_json import read_json
@@ -107,19 +108,20 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
-        files = {_below(path): FileRecord(**record) for path, record in content.pop("files").items()}
+        files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
-        return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
+        manifest = Manifest(
+            files=files, source=source, origin=Origin(**origin) if origin else None, **content
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
-
-
-def _below(path: str) -> str:
-    """The path, which stays in its folder: a manifest may be a stranger's, and files are mended by it."""
-    if any(piece in ("", ".", "..") for piece in path.split("/")):
-        raise TypeError(f"{printable(path)} is no path in the folder")
-    return path
+    for path in files:  # what it lists is written to when it is mended, and a stranger may have made the list
+        if not is_plain(path):
+            raise CheckpointError(
+                f"{place} lists {printable(path)}, which is no file inside its folder: fetch anew."
+            )
+    return manifest
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
@@ -127,7 +129,7 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
     place = manifest_place(checkpoint)
     unfinished = place.with_name(f".{place.name}.unfinished")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
     unfinished.replace(place)
 
 

@@ -96,7 +96,7 @@ def _remember(note: Path, identity: str) -> None:
     unfinished = note.with_name(f"{note.name}.{os.getpid()}")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(identity + "\n", encoding="utf-8")
+        unfinished.write_text(identity + "\n", encoding="utf-8", newline="\n")
         unfinished.replace(note)
     except OSError as error:
         log.info("%s can't be written (%s), so the next run reads all weights again", note, error.strerror)

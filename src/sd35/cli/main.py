@@ -8,12 +8,12 @@ Verbs are imported when they run, and their heavy rooms when they work, so `sd35
 """
 
 import argparse
-import io
 import logging
 import os
 import select
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 from sd35 import __version__
@@ -103,6 +103,8 @@ def _in_words(error: OSError) -> str:
 
 
 def _has_lost_its_reader(stream: TextIO) -> bool:
+    if sys.platform == "win32":  # there a pipe without a reader is another error
+        return False
     watch = select.poll()
     watch.register(stream, select.POLLOUT)
     return any(event & select.POLLERR for _, event in watch.poll(0))
@@ -113,6 +115,16 @@ def exit_code(error: Sd35Error) -> int:
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
+def _ready_console() -> None:
+    """On Windows, UTF-8 wherever output goes (a code page has no word of Chinese), and escapes that draw."""
+    from colorama import just_fix_windows_console
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    just_fix_windows_console()
+
+
 def entry() -> NoReturn:
     """The console script."""
     # PyTorch's threads wait for one another hundreds of times a step. Where other programs share the cores,
@@ -120,7 +132,13 @@ def entry() -> NoReturn:
     # 10 s instead of 0.3. Read by OpenMP when torch is imported; a setting of the user's stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _ready_streams()
+    if sys.platform == "win32":
+        _ready_console()
     sys.exit(main())
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8", newline="\n")
 
 
 def _ready_streams() -> None:
@@ -128,6 +146,6 @@ def _ready_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open to the end
-        elif isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _nowhere())
+        elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

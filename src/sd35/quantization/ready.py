@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
-from sd35.checkpoints.placing import BusyError
+from sd35.checkpoints.placing import BeingMadeError
 from sd35.checkpoints.store import derived, home, locate
 from sd35.config import RuntimeConfig
 from sd35.errors import CheckpointError, OutputError, RequestError
@@ -102,7 +102,7 @@ def _quantized_once(source: Path, components: Path | None, encoder_files: Sequen
             quantize(
                 source, place, recipe, components, resume=True, encoder_files=encoder_files, link_below=home()
             )
-        except BusyError:
+        except BeingMadeError:
             time.sleep(PAUSE)  # what the other process makes is what is wanted here
         except OutputError:
             if not place.exists():  # made between the look and the work

@@ -17,11 +17,12 @@ from sd35.checkpoints.fetch import environment
 from sd35.checkpoints.fetch.adopt import is_download, refuse_overwriting, strangers
 from sd35.checkpoints.fetch.git import GitRemote
 from sd35.checkpoints.fetch.hub import Hub
-from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, is_plain, select
+from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, select
 from sd35.checkpoints.fetch.local import LocalFolder
 from sd35.checkpoints.fetch.part import Part
 from sd35.checkpoints.fetch.sources import Source, recorded, understand
 from sd35.checkpoints.fetch.workshop import Workshop
+from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.manifest import FileRecord, Manifest, Origin, read_manifest
 from sd35.checkpoints.progress import Progress, Show
 from sd35.checkpoints.store import UNFINISHED, home

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.parts import PARTS, Part
 from sd35.errors import CheckpointError, MissingError, RequestError
 
@@ -85,16 +86,6 @@ def select(files: Iterable[RemoteFile], names: tuple[str, ...], place: str) -> l
     wanted = _named(offered, names, place) if names else _folder(offered, place)
     licences = [file for path, file in offered.items() if _LICENSE.fullmatch(path)]
     return sorted({*wanted, *licences}, key=lambda file: file.path)
-
-
-def is_plain(path: str) -> bool:
-    """A relative path that stays below its folder, on any system, and can be printed."""
-    parts = path.split("/")
-    return (
-        path.isprintable()
-        and not set(path) & set("\\:")
-        and not any(part in ("", ".", "..") for part in parts)
-    )
 
 
 def _named(offered: dict[str, RemoteFile], names: tuple[str, ...], place: str) -> list[RemoteFile]:
