@@ -76,7 +76,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
 def read_picture(path: Path, limits: Limits = Limits()) -> SourcePicture:
     """The picture in a file, of which no more is read than may be; MissingError where it can't be."""
     try:
-        with path.expanduser().open("rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             data = file.read(limits.file_bytes + 1)
     except OSError as error:
         raise MissingError(

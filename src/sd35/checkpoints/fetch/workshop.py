@@ -13,9 +13,9 @@ from typing import Self
 
 from sd35.checkpoints.fetch.listing import Checksum, RemoteFile
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress
 from sd35.checkpoints.locked_folder import HeldError, LockedFolder
 from sd35.checkpoints.manifest import FILE_NAME, Manifest, Origin, write_manifest
+from sd35.checkpoints.progress import Progress
 from sd35.checkpoints.store import UNFINISHED
 from sd35.errors import OutputError
 
