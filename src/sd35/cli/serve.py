@@ -1,4 +1,4 @@
-"""draw pictures for others, over HTTP
+"""serve pictures over HTTP: a web page and APIs
 
 Two faces on one queue that survives whatever is killed: jobs under /api/v1, and OpenAI's Images API under
 /v1. Every flag is also an environment variable, SD35_SERVE_ and its name, and a line of the --config file.
