@@ -54,6 +54,6 @@ def test_the_machine_in_facts() -> None:
 @pytest.mark.parametrize(("answer", "driver"), [("580.65.06\n580.65.06\n", "580.65.06"), ("", None)])
 def test_the_driver(monkeypatch: pytest.MonkeyPatch, answer: str, driver: str | None) -> None:
     """The first card's line counts; silence is None."""
-    done = machine.subprocess.CompletedProcess([], 0, stdout=answer)
+    done = machine.subprocess.CompletedProcess([], 0, stdout=answer.encode())
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     assert machine._driver() == driver

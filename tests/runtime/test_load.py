@@ -1,15 +1,16 @@
 """Loading: what is recognised, what is refused, what `auto` comes to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd35.config import RuntimeConfig
+from sd35.config import Kernels, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError, RequestError
-from sd35.runtime import facts
+from sd35.runtime import facts, load
 from sd35.runtime.load import load_pipeline, resolve
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import VARIANTS
@@ -53,6 +54,24 @@ def test_absent_devices(device: str) -> None:
     """A device that isn't there is a DeviceError in words."""
     with pytest.raises(DeviceError):
         resolve(RuntimeConfig(device=device))
+
+
+@pytest.mark.parametrize(
+    ("device", "kernels", "is_told"),
+    [("cuda", "auto", True), ("cuda", "reference", False), ("cpu", "auto", False)],
+)
+def test_a_card_without_kernels_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    kernels: Kernels,
+    is_told: bool,
+) -> None:
+    """Where `auto` can't have the fused kernels on a card, a line says that PyTorch computes, and why."""
+    monkeypatch.setattr(load, "triton_refuses", lambda *_: "the package triton is not installed")
+    placement = replace(resolve(RuntimeConfig(device="cpu", kernels=kernels)), device=torch.device(device))
+    load._say_who_computes(placement)
+    assert ("plain PyTorch computes: the package triton is not installed" in caplog.text) == is_told
 
 
 def test_unknown_words() -> None:

@@ -41,7 +41,9 @@ class Drawing:
             folder.mkdir(parents=True)
             for number, image in enumerate(self.images):
                 image.save(folder / f"{number:05}.png")
-            (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+            (folder / FACTS).write_text(
+                json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8", newline="\n"
+            )
         except OSError as error:
             raise OutputError(
                 f"{folder} can't be written ({error.strerror}): name a folder that does not exist yet."

@@ -18,7 +18,7 @@ from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError
-from sd35.kernels.api import choose_operations, has_fp8_products
+from sd35.kernels.api import choose_operations, has_fp8_products, triton_refuses
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.beginning import SourceEncoder
@@ -205,6 +205,7 @@ def _recognise(checkpoint: Checkpoint, config: MMDiTConfig) -> Variant:
 
 def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> MMDiT:
     device, dtype = placement.device, placement.dtype
+    _say_who_computes(placement)
     engine = Engine(
         choose_operations(placement.kernels, device, dtype),
         choose_attention(placement.attention, device, dtype),
@@ -215,6 +216,13 @@ def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placemen
     with checkpoint.tensors("transformer") as tensors:
         fill_mmdit(mmdit, tensors, placement)
     return mmdit.eval()
+
+
+def _say_who_computes(placement: Placement) -> None:
+    """A card without the kernels (on Windows they are a package of its own) draws, and more slowly."""
+    refusal = triton_refuses(placement.device, placement.dtype)
+    if placement.device.type == "cuda" and placement.kernels == "auto" and refusal is not None:
+        log.warning("The fused kernels can't run here, so plain PyTorch computes: %s.", refusal)
 
 
 def _load_vae(checkpoint: Checkpoint, placement: Placement, shared: SharedParts | None) -> VaeDecoder:
