@@ -107,9 +107,9 @@ def _check_card(stack: Stack, name: str, capability: tuple[int, int]) -> Finding
 
 
 def _missing_build_tools() -> Iterator[str]:
-    """As Triton looks for them (`triton/runtime/build.py`)."""
-    if importlib.util.find_spec("triton") is None:
-        return
+    """What Triton looks for on Linux (`triton/runtime/build.py`) and does not find."""
+    if platform.system() != "Linux" or importlib.util.find_spec("triton") is None:
+        return  # triton-windows brings a compiler along
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         yield "C compiler"
     if not (Path(sysconfig.get_paths("posix_prefix")["include"]) / "Python.h").is_file():
