@@ -12,7 +12,7 @@ from sd35.doctor.choices import Candidate, Operation
 from sd35.doctor.finding import Finding
 from sd35.doctor.libraries import OPTIONAL, check_attention, check_libraries
 from sd35.doctor.product import ProductError, check_product, judge, measure_product
-from sd35.doctor.stack import Stack, check_stack, covers
+from sd35.doctor.stack import Stack, _missing_build_tools, check_stack, covers
 from sd35.doctor.surroundings import LEAST_ROOM, check_disk, check_token
 from sd35.fp8 import ScaledTensor, quantize
 from sd35.runtime.load import resolve
@@ -54,6 +54,23 @@ def test_a_stack_that_does_not_belong_together(stack: Stack, words: str, fix: st
     assert words in finding.what
     assert fix in finding.fix
     assert finding.trouble == "card not used"
+
+
+def test_triton_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card without a C compiler or Python's headers is a finding that names both and the packages."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    lacks = list(_missing_build_tools())
+    card, finding = check_stack(replace(SOUND, triton_lacks=lacks))
+    assert card.ok
+    assert not finding.ok
+    assert "no C compiler and no Python.h" in finding.what
+    assert "gcc python3-dev" in finding.fix
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").touch()
+    assert not list(_missing_build_tools())
 
 
 def test_no_card_is_no_fault() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from .conftest import Served
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/serving.md").read_text(encoding="utf-8")
-SECTION = GUIDE.partition("## Programs that speak other dialects\n")[2].partition("\n## ")[0]
+SECTION = GUIDE.partition("## Other APIs\n")[2].partition("\n## ")[0]
 
 
 def test_the_python_runs(

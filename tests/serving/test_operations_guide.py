@@ -29,7 +29,7 @@ def test_the_table_has_every_alert() -> None:
     """By the names that the rules give."""
     source = (ROOT / "src/sd35/serving/alert_rules.py").read_text(encoding="utf-8")
     given = set(re.findall(rf'{Condition.__name__}\(\s*"(\w+)"', source))
-    table = PAGE.partition("| alert | begins | ends |")[2].partition("```")[0]
+    table = PAGE.partition("| alert | starts when | is resolved |")[2].partition("```")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == given
     assert len(given) == 6
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +153,14 @@ def test_resolved_has_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert rows["port"] == {"value": 8000, "from": "default"}
     assert rows["database"] == {"value": "postgresql://me:***@db/jobs", "from": "SD35_SERVE_DATABASE"}
     assert rows["data_dir"]["value"].endswith("serve")
+
+
+def test_a_model_that_is_not_here_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's start names each served checkpoint that jobs would not find, and the null engine none."""
+    monkeypatch.setenv("SD35_HOME", str(tmp_path))
+    served = ServerSettings(models=f"demo,large,large-turbo={tmp_path}")
+    (sentence,) = serve.missing_checkpoints(served)
+    assert "'large' is not on this machine" in sentence
+    assert not list(serve.missing_checkpoints(replace(served, engine="null")))

@@ -48,9 +48,9 @@ def readme_section(results: Iterable[Result]) -> str:
     lines = [
         "## Speed",
         "",
-        f"Milliseconds of a denoising step, and what else {OURS} takes: seconds from prompt to pixels,",
-        "memory, and the time until the first step is done. Each line is one run of `sd35 bench`: the same",
-        f"work for everyone, with random weights at full size, on {' or '.join(machines)}",
+        f"Milliseconds per denoising step for each engine; for {OURS} also the time for a whole picture,",
+        "the peak memory and the time until the first step has finished. Each row is a run of `sd35 bench`:",
+        f"all engines do the same work with random weights at full size, on {' or '.join(machines)}",
         "([results](benchmarks/results)).",
         "",
         _line(head),
@@ -70,13 +70,13 @@ def memory_section(results: Iterable[Result]) -> str:
         return ""
     capped.sort(key=lambda pair: (_order(pair[1]), -pair[1]["cap_bytes"]))
     machines = list(dict.fromkeys(_machine(result) for result, _ in capped))
-    head = ["model", "may allocate", "plan", "peak", "ms/step", "loop", "new prompt", "kept prompt"]
+    head = ["model", "limit", "plan", "peak", "ms/step", "loop", "new prompt", "kept prompt"]
     lines = [
         "## Memory",
         "",
-        "The whole way from prompt to pixels under a cap on what PyTorch may allocate, T5 in 16 bits",
-        "included; a card of 8 GB leaves 7.2 GiB, one of 4 GB 3.2. Ratios are to the same run without a cap,",
-        f"where all stays on the card. Random weights at full size, on {' or '.join(machines)}:",
+        "From prompt to picture, T5 in 16 bits, with a limit on what PyTorch may allocate: about 7.2 GiB are",
+        "usable on an 8 GB card and 3.2 GiB on a 4 GB card. Ratios compare with a run without a limit, where",
+        f"everything stays on the card. Random weights at full size, on {' or '.join(machines)}:",
         "[memory](docs/guides/memory.md).",
         "",
         _line(head),

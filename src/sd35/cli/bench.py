@@ -1,4 +1,4 @@
-"""measure speed and memory, beside diffusers and torchao if asked; or how a server bears it (--serve)
+"""measure speed and memory, also of diffusers and torchao; or load-test a server (--serve)
 
 Random weights at the variant's full size, made on the device: speed does not need trained ones. Every engine
 runs in a process of its own and does the same work.
@@ -38,15 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="the demo's sizes, few steps: seconds on any CPU"
     )
     parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=[], help="who runs beside us (default: nobody)"
+        "--peers", nargs="*", choices=PEERS, default=[], help="other engines to run (default: none)"
     )
     parser.add_argument(
         "--also", nargs="*", choices=get_args(Attention), default=[], metavar="ATTENTION",
-        help="run sd35 with these attentions too",
+        help="also run sd35 with these attention implementations",
     )  # fmt: skip
     parser.add_argument(
         "--caps", nargs="*", default=[], metavar="MEMORY",
-        help="run sd35 within these too, such as 7.2GiB 5.2GiB",
+        help="also run sd35 with these memory limits, such as 7.2GiB 5.2GiB",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", help="a folder or single file for sd35 to read (default: random weights)"

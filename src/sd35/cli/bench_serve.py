@@ -27,9 +27,9 @@ _FIELDS = ("clients", "rate", "seconds", "models")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags beside --size, --steps, --images, --out and --json, which mean here what they mean there."""
-    group = parser.add_argument_group("how a server bears it")
+    group = parser.add_argument_group("load test of a server")
     group.add_argument(
-        "--serve", metavar="URL", help="press on the server at this address; null starts one without a model"
+        "--serve", metavar="URL", help="address of the server to test; null starts one without a model"
     )
     group.add_argument("--clients", type=int, help="of the closed loops, at once (default: 16)")
     group.add_argument("--rate", type=float, help="of the open loops, requests a second (default: 20)")

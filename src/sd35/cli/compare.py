@@ -1,4 +1,4 @@
-"""measure how faithful a checkpoint is to another
+"""measure how far the pictures of two checkpoints differ
 
 Draws the same prompts and seeds with both and prints how far apart the pictures are. With one checkpoint,
 its FP8 form is measured against itself in 16 bit. --layers says which layers the difference comes from.

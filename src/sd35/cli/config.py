@@ -1,4 +1,4 @@
-"""show what a server would run with, and where each value is from
+"""show the settings of a server, and where each value comes from
 
 It takes the flags of `sd35 serve`, reads the same environment and file, and starts nothing.
 """

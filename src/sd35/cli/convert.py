@@ -1,4 +1,4 @@
-"""write a checkpoint in another format: ComfyUI's, one scale a row, 16-bit, a folder
+"""write a checkpoint in another format: ComfyUI's, rowwise FP8, 16-bit, a folder
 
 Nothing is lost where the new format can hold what the old one has; where it can't, the verb says what
 would be rounded anew and stops, unless --requantize accepts it.
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from what an interrupted run of the same command left; without it, that is removed",
+        help="continue an interrupted run of the same command; without it, what that left is removed",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"

@@ -1,4 +1,4 @@
-"""say what this machine can do, what is wrong with it or with a checkpoint, and how to mend it
+"""diagnose this machine or a checkpoint, and say how to fix what is wrong
 
 Each finding is ok, or says what is wrong and the command that mends it. Exit code 4 if something is wrong
 with the machine, 3 if it is a checkpoint alone.
@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fix", action="store_true",
-        help="do the mends that lose nothing: fetch damaged files again, remove damaged FP8 folders that "
-        "sd35 made itself, close the token's file to others",
+        help="make the repairs that lose nothing: download damaged files again, remove damaged FP8 folders "
+        "that sd35 made itself, close the token's file to others",
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"

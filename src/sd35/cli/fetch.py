@@ -1,4 +1,4 @@
-"""bring a checkpoint here from a hub, a Git LFS remote or another folder
+"""download a checkpoint from a hub, a Git LFS remote or another folder
 
 Whole and verified, or not at all; a fetch that was cut off goes on when the same command is run again.
 """

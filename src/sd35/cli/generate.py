@@ -1,4 +1,4 @@
-"""draw pictures from a prompt
+"""generate pictures from a prompt
 
 The checkpoint is the bundled demo model unless one is named; a 16-bit checkpoint is quantized to FP8 once,
 into SD35_HOME, when FP8 is asked for. The output's place is tried before any weight is read.
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention", choices=get_args(Attention), default="auto",
-        help="who attends; a name is a demand and never falls back (`sd35 doctor` says which can run here)",
+        help="attention implementation; a named one never falls back (`sd35 doctor` says which can run here)",
     )  # fmt: skip
     parser.add_argument(
         "--kernels", choices=get_args(Kernels), default="auto",
-        help="who computes the rest of a step; reference is plain PyTorch",
+        help="implementation of the other operations; reference is plain PyTorch",
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=get_args(Activations), default="auto",

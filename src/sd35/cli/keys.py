@@ -1,4 +1,4 @@
-"""make, list and revoke the API keys of a server"""
+"""create, list and revoke the API keys of a server"""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `sd35 keys` and of its three actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = _action(actions, "add", "make a key and show it, once")
+    add = _action(actions, "add", "create a key and show it, once")
     add.add_argument("name", help="whom or what the key is for")
     add.add_argument(
         "--scope",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--queued-jobs", type=int, metavar="N", help="how many of its jobs may wait at once")
     add.add_argument("--weight", type=float, default=1.0, metavar="W", help="its share of a busy server (1)")
     _action(actions, "list", "show all keys, without their secrets")
-    revoke = _action(actions, "revoke", "end a key, at once and for good")
+    revoke = _action(actions, "revoke", "revoke a key, immediately and permanently")
     revoke.add_argument("key_id", help="the id that `sd35 keys list` shows")
 
 

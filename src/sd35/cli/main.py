@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         module = import_module(f"sd35.cli.{name}")
         summary = (module.__doc__ or "").partition("\n")[0]
         verb = verbs.add_parser(name, help=summary, description=summary)
-        verb.add_argument("--verbose", action="store_true", help="say what is going on")
+        verb.add_argument("--verbose", action="store_true", help="print more about what is done")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     return parser

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from what an interrupted run of the same command left; without it, that is removed",
+        help="continue an interrupted run of the same command; without it, what that left is removed",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else on stdout"

@@ -1,4 +1,4 @@
-"""export the records of a server: one row for each generation"""
+"""export the records of a server, one row for each generation"""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""draw pictures for others, over HTTP
+"""serve pictures over HTTP: a web page and APIs
 
 Two faces on one queue that survives whatever is killed: jobs under /api/v1, and OpenAI's Images API under
 /v1. Every flag is also an environment variable, SD35_SERVE_ and its name, and a line of the --config file.
@@ -6,10 +6,11 @@ Two faces on one queue that survives whatever is killed: jobs under /api/v1, and
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 
-from sd35.checkpoints.store import home
-from sd35.errors import LibraryError, RequestError, UnavailableError
+from sd35.checkpoints.store import home, locate
+from sd35.errors import LibraryError, MissingError, RequestError, UnavailableError
 from sd35.serving.settings import ServerSettings
 from sd35.serving.sources import Resolved, flag_of, resolve
 
@@ -43,6 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"`sd35 serve` needs {error.name}, which is not installed: pip install 'sd35-fp8[serve]'."
         ) from error
     logs.configure(settings.log_format)
+    for sentence in missing_checkpoints(settings):
+        print(f"sd35 serve: {sentence} Until then its jobs fail.", file=sys.stderr)
     serve(
         settings,
         Commands(_worker_command(settings), _witness_command(settings)),
@@ -65,6 +68,17 @@ def resolved(arguments: argparse.Namespace) -> Resolved:
     if found.settings.data_dir:
         return found
     return replace(found, settings=replace(found.settings, data_dir=str(home() / "serve")))
+
+
+def missing_checkpoints(settings: ServerSettings) -> Iterator[str]:
+    """A sentence for each served model that is not here; it may be fetched while the server runs."""
+    if settings.engine == "null":
+        return
+    for model in settings.catalogue().values():
+        try:
+            locate(model.checkpoint)
+        except MissingError as error:
+            yield f"{error}"
 
 
 def _worker_command(settings: ServerSettings) -> tuple[str, ...]:

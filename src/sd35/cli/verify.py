@@ -1,4 +1,4 @@
-"""say whether a checkpoint is sound, and what is wrong with it"""
+"""check whether a checkpoint is complete and undamaged"""
 
 import argparse
 from pathlib import Path

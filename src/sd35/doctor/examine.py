@@ -96,7 +96,10 @@ def examine(
     placement = resolve(config)
     budget = cards_of(config)[0].budget
     chosen = operations(placement)
-    findings = [*check_stack(stack_here()), check_product(placement)]
+    stack = stack_here()
+    findings = list(check_stack(stack))
+    if not stack.triton_lacks:  # or the product's kernels can't start
+        findings.append(check_product(placement))
     findings += [*check_attention(chosen[-1], config.attention), *check_libraries()]
     findings += _checkpoints(asked, progress)
     here, trouble = _fits_here(asked, placement.dtype, budget)

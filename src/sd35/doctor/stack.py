@@ -3,13 +3,19 @@
 PyTorch brings its own CUDA libraries, so the driver alone has to be new enough. A build holds machine
 code for the architectures in `torch.cuda.get_arch_list()`: `sm_80` runs on 8.0 and on later 8.x, and
 `compute_90` (PTX) is compiled by the driver for cards from 9.0 on. A card that none of them covers fails at
-its first kernel ("no kernel image is available").
+its first kernel ("no kernel image is available"). Triton compiles
+a launcher in C for each kernel, on this machine.
 """
 
+import importlib.util
+import os
 import platform
 import re
+import shutil
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +36,7 @@ class Stack:
     architectures: Sequence[str]
     cards: Sequence[tuple[str, tuple[int, int]]]  # that PyTorch can use: name, capability
     driver_cards: Sequence[tuple[str, str]]
+    triton_lacks: Sequence[str] = ()  # of what it compiles launchers with
 
 
 def stack_here() -> Stack:
@@ -43,6 +50,7 @@ def stack_here() -> Stack:
         architectures=torch.cuda.get_arch_list(),
         cards=[(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in cards],
         driver_cards=[(name.strip(), version.strip()) for name, _, version in listed],
+        triton_lacks=list(_missing_build_tools()) if cards else [],
     )
 
 
@@ -69,6 +77,12 @@ def check_stack(stack: Stack) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield from (_check_card(stack, name, capability) for name, capability in stack.cards)
+        if stack.triton_lacks:
+            absent = " and no ".join(stack.triton_lacks)
+            yield wrong(
+                "Triton", f"it compiles launchers for its kernels, and finds no {absent}",
+                "apt install gcc python3-dev  # or your system's packages of these", _TROUBLE,
+            )  # fmt: skip
 
 
 def covers(architecture: str, capability: tuple[int, int]) -> bool:
@@ -90,6 +104,16 @@ def _check_card(stack: Stack, name: str, capability: tuple[int, int]) -> Finding
         "card", f"{card}: PyTorch {stack.torch} has no code for it, only for {built}",
         "pip install --upgrade torch  # for an old card: an older release that still lists its sm_", _TROUBLE,
     )  # fmt: skip
+
+
+def _missing_build_tools() -> Iterator[str]:
+    """What Triton looks for on Linux (`triton/runtime/build.py`) and does not find."""
+    if platform.system() != "Linux" or importlib.util.find_spec("triton") is None:
+        return  # triton-windows brings a compiler along
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        yield "C compiler"
+    if not (Path(sysconfig.get_paths("posix_prefix")["include"]) / "Python.h").is_file():
+        yield "Python.h"
 
 
 def _reinstall() -> str:

@@ -50,10 +50,11 @@ TROUBLES = (
     ),
     Trouble(
         "card not used",
-        'all is slow and the card idles; "no kernel image is available"',
-        "PyTorch built without CUDA; a driver older than PyTorch's CUDA; a build without code for this card",
+        'all is slow and the card is idle; "no kernel image is available"; "Failed to find C compiler"',
+        "PyTorch built without CUDA; a driver older than PyTorch's CUDA; a build without code for this card; "
+        "no C compiler or Python headers for Triton",
         "sd35 doctor",
-        "the build of torch, or the driver, that the finding names",
+        "the build of torch, the driver or the packages that the finding names",
     ),
     Trouble(
         "checkpoint missing or refused",

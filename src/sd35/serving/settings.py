@@ -85,7 +85,7 @@ class ServerSettings:
     engine: EngineName = _setting("sd35", "sd35, or null: no model, for measuring the server itself")
     hosts: str = _setting("", "further Host names to answer to, comma between them")
     public_url: str = _setting("", "how clients reach this server, for links; default: what they asked")
-    max_queued: int = _setting(1000, "jobs that may wait; the next one is told when to come again")
+    max_queued: int = _setting(1000, "jobs that may wait; further ones get 429 with Retry-After")
     max_queued_per_key: int = _setting(1000, "jobs of one key that may wait")
     max_images: int = _setting(10, "pictures in one job")
     max_batch: int = _setting(4, "pictures of different jobs that are drawn together; 1: each job by itself")
