@@ -33,12 +33,26 @@ DEMO, LARGE, MEDIUM = VARIANTS["demo"], VARIANTS["large"], VARIANTS["medium"]
         ("skip_layer_guidance_stop", 1.5),
         ("prompt", None),
         ("prompt_2", 3),
+        ("prompt_3", "a \ud83d fox"),  # half of an emoji, as a broken cut leaves it
+        ("negative_prompt", b"r\xe9sum\xe9".decode(errors="surrogateescape")),  # a shell's Latin-1
+        ("skip_layers", "23"),
+        ("skip_layers", 2),
+        ("skip_layers", (2.5,)),
+        ("skip_layers", ["2"]),
+        ("skip_layers", (True,)),
     ],
 )
 def test_bad_values_are_refused_by_name(field: str, value: object) -> None:
     """A value outside its range is a RequestError that names the field."""
     with pytest.raises(RequestError, match=field):
         GenerationRequest(**{"prompt": "a fox", field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["width", "seed", "guidance_scale", "skip_layer_guidance_stop"])
+def test_numbers_too_long_to_write_are_refused_by_name(field: str) -> None:
+    """A number beyond any float, or of more digits than Python writes, is out of range like any other."""
+    with pytest.raises(RequestError, match=f"{field} is .* outside its range"):
+        GenerationRequest("a fox", **{field: 16 * 10**5000})  # type: ignore[arg-type]
 
 
 def test_size_error_offers_neighbours() -> None:
@@ -105,6 +119,20 @@ def test_skip_layer_guidance_is_for_some_variants() -> None:
         request.pictures(LARGE)
     with pytest.raises(RequestError, match="layers 0 to 5"):
         GenerationRequest("a fox", skip_layer_guidance_scale=1.0, skip_layers=(6,)).pictures(DEMO)
+
+
+def test_skip_layers_of_a_list_make_equal_pictures() -> None:
+    """A list of layers means what a tuple does, and the picture can be looked up by (batches, recordings)."""
+    request = GenerationRequest("a fox", seed=1, skip_layer_guidance_scale=1.0, skip_layers=[2, 3])
+    listed, tupled = (one.pictures(DEMO)[0] for one in (request, replace(request, skip_layers=(2, 3))))
+    assert {listed: "found"}[tupled] == "found"
+
+
+def test_skip_layer_guidance_that_ends_before_it_begins() -> None:
+    """A part of the steps that is empty is a mistake, not a wish for nothing."""
+    request = GenerationRequest("a fox", skip_layer_guidance_scale=1.0, skip_layer_guidance_start=0.2)
+    with pytest.raises(RequestError, match="start below the stop"):
+        request.pictures(DEMO)
 
 
 def test_skip_layer_guidance_steps() -> None:

@@ -9,6 +9,7 @@ gives one `Picture` for each seed. Below that point there are no gaps, and no re
 import math
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TypeVar
@@ -133,7 +134,7 @@ class GenerationRequest:
     num_images: int = 1
     max_sequence_length: int | None = None
     skip_layer_guidance_scale: float = 0.0
-    skip_layers: tuple[int, ...] | None = None
+    skip_layers: Sequence[int] | None = None
     skip_layer_guidance_start: float = 0.01
     skip_layer_guidance_stop: float = 0.2
     image: SourcePicture | None = None
@@ -148,6 +149,7 @@ class GenerationRequest:
             _check_real_number(name, getattr(self, name), *real)
         for side in ("width", "height"):
             _check_multiple(side, getattr(self, side))
+        _check_layers(self.skip_layers)
         _check_image(self.image, self.strength)
 
     def pictures(self, variant: Variant) -> list[Picture]:
@@ -169,7 +171,7 @@ class GenerationRequest:
             guidance_scale=_first(self.guidance_scale, variant.guidance_scale),
             max_sequence_length=_first(self.max_sequence_length, variant.max_sequence_length),
             skip_layer_guidance_scale=self.skip_layer_guidance_scale,
-            skip_layers=_first(self.skip_layers, variant.skip_layers),
+            skip_layers=tuple(_first(self.skip_layers, variant.skip_layers)),
             skip_layer_guidance_start=self.skip_layer_guidance_start,
             skip_layer_guidance_stop=self.skip_layer_guidance_stop,
             strength=1.0 if self.image is None else _first(self.strength, STRENGTH),
@@ -243,6 +245,13 @@ def _check_prompt(name: str, value: str | None) -> None:
         return
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text, not {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} is no Unicode text: its character {error.start + 1} is half of one, or a byte of "
+            "another encoding; give it in UTF-8."
+        ) from error
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise PromptError(
             f"{name} has {len(value):,} characters and the most is {MAX_PROMPT_CHARACTERS:,}: "
@@ -261,16 +270,29 @@ def _check_whole_number(name: str, value: int | None, low: int, high: int) -> No
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} must be a whole number, not {value!r}.")
     if not low <= value <= high:
-        raise RequestError(f"{name} is {value}, outside its range: give {low} to {high}.")
+        raise RequestError(f"{name} is {_shown(value)}, outside its range: give {low} to {high}.")
 
 
-def _check_real_number(name: str, value: float | None, low: float, high: float) -> None:
+def _check_real_number(name: str, value: object, low: float, high: float) -> None:
     if value is None and name == "guidance_scale":
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{name} must be a finite number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{name} must be a number, not {value!r}.")
     if not low <= value <= high:
-        raise RequestError(f"{name} is {value}, outside its range: give {low:g} to {high:g}.")
+        raise RequestError(f"{name} is {_shown(value)}, outside its range: give {low:g} to {high:g}.")
+
+
+def _shown(value: float) -> str:
+    """A number in an error; Python itself refuses to write whole numbers of thousands of digits."""
+    is_long = isinstance(value, int) and abs(value) >= 10**20
+    return "a number of more than 20 digits" if is_long else str(value)
+
+
+def _check_layers(layers: object) -> None:
+    if layers is None:
+        return
+    if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
+        raise RequestError(f"skip_layers must be whole numbers, such as (7, 8, 9), not {layers!r}.")
 
 
 def _check_image(image: SourcePicture | None, strength: float | None) -> None:
@@ -310,6 +332,11 @@ def _check_against(settings: Settings, variant: Variant) -> None:
             )
     if settings.skip_layer_guidance_scale == 0:
         return
+    if settings.skip_layer_guidance_start >= settings.skip_layer_guidance_stop:
+        raise RequestError(
+            f"Skip-layer guidance begins at {settings.skip_layer_guidance_start:g} of the steps and ends at "
+            f"{settings.skip_layer_guidance_stop:g}, so it would do nothing: give a start below the stop."
+        )
     if not settings.skip_layers:
         raise RequestError(
             f"Skip-layer guidance is not meant for {variant.title} (of the SD3.5 models Medium alone was "

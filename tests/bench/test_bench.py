@@ -92,7 +92,8 @@ def test_a_spent_budget_skips(
 def test_lines_count_as_far_as_they_go(tiny: Workload) -> None:
     """What was said before a failure stands, and what others print is passed over."""
     row = json.dumps({"row": asdict(empty_row("sd35", tiny))})
-    found = understood(f"hello\n{row}\n" + '{"limits": {"copy": 1}}\n{"kern', "it fell over")
+    others = "hello\n7\n{a library}\n"
+    found = understood(f"{others}{row}\n" + '{"limits": {"copy": 1}}\n{"kern', "it fell over")
     assert found.row == empty_row("sd35", tiny)
     assert (found.limits, found.kernels, found.failure) == ({"copy": 1}, None, "it fell over")
 

@@ -68,7 +68,9 @@ def test_shards_are_one_mapping(tmp_path: Path) -> None:
         assert reader.specs == SPECS
 
 
-@pytest.mark.parametrize("shard", ["../m.safetensors", "/etc/m.safetensors", "m.bin", "gone.safetensors", 3])
+@pytest.mark.parametrize(
+    "shard", ["../m.safetensors", "/etc/m.safetensors", "C:m.safetensors", "m.bin", "gone.safetensors", 3]
+)
 def test_index_may_only_name_shards_beside_it(tmp_path: Path, shard: object) -> None:
     """Traversal (though the file exists), other kinds of file and missing shards are refused."""
     save_file(TENSORS, tmp_path / "m.safetensors")

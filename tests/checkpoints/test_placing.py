@@ -1,12 +1,12 @@
 """Outputs appear whole or not at all, and what is left of a run is continued by the same job alone."""
 
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints import placing
 from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.errors import CheckpointError, OutputError
 
@@ -130,16 +130,16 @@ def test_a_lock_that_was_cleared_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there_anew: bool
 ) -> None:
     """Who opens the lock just before its holder is done has a lock of nothing, and stops."""
-    flock, partial = placing.fcntl.flock, tmp_path / ".out.partial"
+    flock, partial = fcntl.flock, tmp_path / ".out.partial"
 
-    def late(lock: object, how: int) -> None:
+    def late(lock: int, how: int) -> None:
         shutil.rmtree(partial)
         if is_there_anew:
             partial.mkdir()
             (partial / "lock").touch()
         flock(lock, how)
 
-    monkeypatch.setattr(placing.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(OutputError, match="another sd35"), fresh_folder(tmp_path / "out", 0, JOB):
         pass
 

@@ -5,11 +5,12 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sd35.checkpoints.folder import open_folder
-from sd35.checkpoints.tree import tree_findings
+from sd35.checkpoints.tree import tree_errors, tree_findings, walk
 from sd35.errors import CheckpointError
 
 
@@ -68,6 +69,19 @@ def test_circular_links(demo_copy: Path) -> None:
     (demo_copy / "b").symlink_to("a")
     with pytest.raises(CheckpointError, match=r"nowhere|circle|nothing"):
         open_folder(demo_copy)
+
+
+def test_junctions_are_links(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' links to folders, which no is_symlink knows, are not entered."""
+    look = Path.lstat
+
+    def as_on_windows(path: Path) -> object:
+        status, tag = look(path), 0xA0000003 if path.name == "tokenizer" else 0
+        return SimpleNamespace(st_mode=status.st_mode, st_reparse_tag=tag)
+
+    monkeypatch.setattr(Path, "lstat", as_on_windows)
+    assert [error.finding.file for error in tree_errors(demo_copy)] == [str(demo_copy / "tokenizer")]
+    assert not [path for path in walk(demo_copy) if path.parent.name == "tokenizer"]
 
 
 def test_links_inside_and_hard_links_are_files(demo_copy: Path) -> None:

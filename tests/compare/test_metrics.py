@@ -53,9 +53,8 @@ def test_ssim_is_the_mean_over_windows() -> None:
 def drawing(batch: Tensor) -> Drawing:
     """A drawing of these pictures."""
     images = [Image.fromarray(one.numpy()) for one in batch]
-    return Drawing(
-        images, [f"prompt {i}" for i in range(len(images))], "bfloat16", "demo", {"seed": 1}, "here"
-    )
+    prompts = [f"prompt {i}" for i in range(len(images))]
+    return Drawing(images, prompts, "bfloat16", "demo", {"width": 32, "height": 32}, "here")
 
 
 def test_figures_pair_the_pictures_and_find_the_worst() -> None:
@@ -98,3 +97,14 @@ def test_a_kept_drawing_reads_back(tmp_path: Path) -> None:
         read_drawing(tmp_path / "d")
     with pytest.raises(OutputError, match="does not exist yet"):
         kept.keep(tmp_path / "d")
+
+
+def test_what_is_kept_has_to_be_as_its_facts_say(tmp_path: Path) -> None:
+    """A drawing without pictures, or with one of another size, is refused before anything is compared."""
+    drawing(pictures(0, 0)).keep(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no pictures"):
+        read_drawing(tmp_path / "none")
+    drawing(pictures(0, 2)).keep(tmp_path / "d")
+    Image.new("RGB", (16, 32)).save(tmp_path / "d" / "00001.png")
+    with pytest.raises(CheckpointError, match=r"00001\.png is not of the size"):
+        read_drawing(tmp_path / "d")

@@ -44,16 +44,17 @@ def test_an_absent_device_is_an_error() -> None:
 
 
 def test_the_machine_in_facts() -> None:
-    """Versions are those of this process, a CPU has no driver, what is not installed is None."""
+    """Versions and threads are this process's, a CPU has no driver, what is not installed is None."""
     facts = machine.machine_of(torch.device("cpu"))
     assert (facts.torch, facts.gpu, facts.driver) == (torch.__version__, None, None)
     assert facts.cpu
+    assert facts.threads == torch.get_num_threads()
     assert machine.installed_version("no-such-package") is None
 
 
 @pytest.mark.parametrize(("answer", "driver"), [("580.65.06\n580.65.06\n", "580.65.06"), ("", None)])
 def test_the_driver(monkeypatch: pytest.MonkeyPatch, answer: str, driver: str | None) -> None:
     """The first card's line counts; silence is None."""
-    done = machine.subprocess.CompletedProcess([], 0, stdout=answer)
+    done = machine.subprocess.CompletedProcess([], 0, stdout=answer.encode())
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     assert machine._driver() == driver

@@ -28,7 +28,7 @@ from sd35.cli.main import build_parser
 
 PAGES = [page for page in pages() if not page.name.startswith("src/")]
 WITH_COMMANDS = [page for page in PAGES if page.commands]
-LANGUAGES = {"sh", "python", "text", "toml", "yaml", "nginx"}
+LANGUAGES = {"sh", "python", "text", "toml", "yaml", "nginx", "powershell"}
 
 CARD = "needs a card or two, or Large's 28 GB; tests/bench runs it small"
 SUITE = "runs tests or checks: this is one of them"

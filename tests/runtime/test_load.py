@@ -1,15 +1,17 @@
 """Loading: what is recognised, what is refused, what `auto` comes to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd35.config import RuntimeConfig
+from sd35.config import Kernels, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError, RequestError
-from sd35.runtime import facts
+from sd35.request import GenerationRequest
+from sd35.runtime import facts, load
 from sd35.runtime.load import load_pipeline, resolve
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import VARIANTS
@@ -55,6 +57,24 @@ def test_absent_devices(device: str) -> None:
         resolve(RuntimeConfig(device=device))
 
 
+@pytest.mark.parametrize(
+    ("device", "kernels", "is_told"),
+    [("cuda", "auto", True), ("cuda", "reference", False), ("cpu", "auto", False)],
+)
+def test_a_card_without_kernels_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    kernels: Kernels,
+    is_told: bool,
+) -> None:
+    """Where `auto` can't have the fused kernels on a card, a line says that PyTorch computes, and why."""
+    monkeypatch.setattr(load, "triton_refuses", lambda *_: "the package triton is not installed")
+    placement = replace(resolve(RuntimeConfig(device="cpu", kernels=kernels)), device=torch.device(device))
+    load._say_who_computes(placement)
+    assert ("plain PyTorch computes: the package triton is not installed" in caplog.text) == is_told
+
+
 def test_unknown_words() -> None:
     """A RuntimeConfig can only say what is known."""
     with pytest.raises(RequestError, match="compute_dtype"):
@@ -64,8 +84,20 @@ def test_unknown_words() -> None:
 def test_the_variant_can_be_overruled(demo: Path) -> None:
     """Turbo looks like Large: who knows better may say so."""
     config = RuntimeConfig(device="cpu")
-    assert load_pipeline(demo, config).variant is VARIANTS["demo"]
+    assert load_pipeline(demo, config).variant == VARIANTS["demo"]
     assert load_pipeline(demo, config, VARIANTS["large-turbo"]).variant.num_inference_steps == 4
+
+
+def test_no_variant_gives_a_checkpoint_what_it_lacks(demo: Path) -> None:
+    """Overruled or not, sizes end where its position table does, and layers where its layers do."""
+    pipeline = load_pipeline(demo, RuntimeConfig(device="cpu"), VARIANTS["medium"])
+    small = GenerationRequest("a fox", width=64, height=64, num_inference_steps=1)
+    assert pipeline.generate(small).images[0].image.size == (64, 64)
+    assert GenerationRequest("a fox").pictures(pipeline.variant)[0].settings.width == 512
+    with pytest.raises(RequestError, match="beyond the 512 pixels"):
+        pipeline.generate(replace(small, width=1024))
+    with pytest.raises(RequestError, match="layers 0 to 5"):
+        pipeline.generate(replace(small, skip_layer_guidance_scale=2.8))
 
 
 def test_weight_bytes(pipeline_fp8: Pipeline, demo_fp8: Path) -> None:

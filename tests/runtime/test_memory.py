@@ -13,7 +13,7 @@ from sd35.checkpoints.formats import open_checkpoint
 from sd35.config import RuntimeConfig, bytes_of
 from sd35.errors import DeviceError, RequestError
 from sd35.quantization.recipe import Recipe
-from sd35.runtime import facts, memory
+from sd35.runtime import division, facts, memory
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
 from sd35.runtime.memory import Work
 from sd35.runtime.pipeline import Pipeline
@@ -99,7 +99,7 @@ def test_a_budget_chooses_its_plan(
 ) -> None:
     """The fastest plan that fits, and it fits in every stage."""
     budget, found = round(gibibytes * GIB), sizes(variant)
-    plan = memory.choose(found, GUIDED, budget)
+    plan = division.choose(found, GUIDED, [budget])
     assert (plan.name, plan.blocks_stay, plan.passing) == (name, blocks_stay, passing)
     assert all(stage.bytes <= budget for stage in memory.stages(plan, found, GUIDED))
 
@@ -112,7 +112,7 @@ def test_peaks_on_a_card_are_the_arithmetic(result: Path) -> None:
     for row in capped:
         work = replace(GUIDED, steps=row["steps"])
         of_variant = sizes(row["variant"])
-        plan = memory.choose(of_variant, work, row["cap_bytes"])
+        plan = division.choose(of_variant, work, [row["cap_bytes"]])
         assert plan.name == row["plan"]
         assert memory.peak(plan, of_variant, work) == pytest.approx(row["peak_bytes"], rel=0.05)
 
@@ -158,7 +158,7 @@ def test_what_fits_nowhere_is_told_what_would(large: Sizes) -> None:
     huge = Work(3072, 3072, 4, 28, 333, guided=True)
     budget = 2 * GIB
     with pytest.raises(DeviceError, match=r"3072x3072 .* largest square that fits is (\d+)x\1") as caught:
-        memory.choose(large, huge, budget)
+        division.choose(large, huge, [budget])
     side = int(str(caught.value).rpartition("x")[2].rstrip("."))
     least = list(memory.ladder())[-1]
     fits = [
@@ -170,7 +170,7 @@ def test_what_fits_nowhere_is_told_what_would(large: Sizes) -> None:
 def test_the_table_names_stages_bytes_and_headroom(large: Sizes) -> None:
     """Four stages; what is left is the budget less the stage."""
     budget = round(7.2 * GIB)
-    text = memory.table_text(memory.choose(large, GUIDED, budget), large, GUIDED, budget)
+    text = memory.table_text(division.choose(large, GUIDED, [budget]), large, GUIDED, budget)
     head, titles, *rows = text.splitlines()
     assert head == "plan: staged (decode in strips) within 7.20 GiB"
     assert titles.split() == ["stage", "on", "the", "card", "peak", "headroom"]

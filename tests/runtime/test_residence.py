@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def unfinished(layer: Fp8Linear, x: ScaledTensor) -> Product:
     """The layer's product as a card's tensor cores leave it: scales and bias are the reader's to apply."""
     values = functional.linear(fp8_values(x.data, torch.float32), fp8_values(layer.data, torch.float32))
     return Product(values, x.scale, layer.scale.flatten(), layer.bias)
+
+
+def test_threads_that_share_a_pipeline_take_turns(movable: Pipeline, small: GenerationRequest) -> None:
+    """Weights that travel for one drawing are not sent home by another: each gets its own picture."""
+    movable.residence.change(next(plan for plan in PLANS if plan.passing == 1))
+    requests = [replace(small, seed=seed, width=64, height=64) for seed in range(4)]
+    alone = [drawn(movable, request) for request in requests]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        together = list(threads.map(movable.generate, requests))
+    assert all(np.array_equal(a.images[0].image, b) for a, b in zip(together, alone, strict=True))
 
 
 def test_a_block_that_has_gone_leaves_its_last_product_whole(
@@ -199,13 +210,14 @@ def test_out_of_memory_is_followed_by_a_smaller_plan(
 def test_after_the_last_failure_the_next_request_is_served(
     plan: MemoryPlan, movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No room twice, or below the smallest plan: one sentence with a size; then all is as it was."""
+    """No room twice, or below the smallest plan: one sentence with that plan and a size; then all is well."""
     movable.residence.change(PLANS[0])
     expected = drawn(movable, small)
     movable.residence.change(plan)
     monkeypatch.setattr(pipeline, "decode", failing(2 if plan != PLANS[-1] else 1, pipeline.decode))
-    with pytest.raises(DeviceError, match=r"^128x256 pixels, .* fits"):
+    with pytest.raises(DeviceError, match=r"^128x256 pixels, .* had less: .* fits") as caught:
         movable.generate(small)
+    assert f"by the plan '{memory.described(movable.residence.plan)}'" in str(caught.value)
     assert movable.residence.dock.held == 0
     assert np.abs(drawn(movable, small) - expected).max() <= 1
 

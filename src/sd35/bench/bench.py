@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,7 +102,8 @@ def run_worker(task: dict[str, Any], seconds: float, environment: dict[str, str]
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         start_new_session=True,  # its compilers are its children, and end with it
     )
@@ -121,13 +122,22 @@ def understood(said: str, failure: str | None) -> Outcome:
     """A worker's lines, as far as they go; lines of anyone else are passed over."""
     outcome = Outcome(failure=failure)
     for line in said.splitlines():
-        found = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+        found = _object(line)
         if "row" in found:
             outcome.row = Row(**found["row"])
         outcome.limits = found.get("limits", outcome.limits)
         outcome.kernels = found.get("kernels", outcome.kernels)
         outcome.notes += [found["note"]] if "note" in found else []
     return outcome
+
+
+def _object(line: str) -> dict[str, Any]:
+    """What a whole line of a worker holds; nothing for a library's own, or one that was cut off."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _enter(report: Report, outcome: Outcome, engine: str, workload: Workload) -> None:
@@ -175,10 +185,11 @@ def _reason(code: int, complaints: str) -> str:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End the process and all that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    if sys.platform == "win32":  # which has no groups of processes to end
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(process.pid)], capture_output=True, check=False)
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

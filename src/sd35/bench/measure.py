@@ -1,6 +1,5 @@
 """Draw, and listen: a warm-up that is told apart, then rounds of which the medians count."""
 
-import resource
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from sd35.bench.results import Row, empty_row
 from sd35.bench.timing import FirstStep, StepMarks, drain, spread
 from sd35.bench.workload import Workload
 from sd35.request import Picture
-from sd35.runtime.facts import peak_memory_bytes
+from sd35.runtime.facts import host_peak_bytes, peak_memory_bytes
 from sd35.runtime.sampling import OnStep
 
 
@@ -87,7 +86,7 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
         devices=_by_device(peaks, engine.caps) if len(peaks) > 1 else {},
         first_call_seconds=first_call,
         load_seconds=engine.load_seconds,
-        host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
+        host_peak_bytes=host_peak_bytes(),
     )
     return _with_steps(row, step_ms, stages)
 

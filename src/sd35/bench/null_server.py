@@ -1,11 +1,10 @@
 """A server to measure: `sd35 serve --engine null`, a process of its own over a folder that goes afterwards.
 
-Its processor time is read from /proc, because it says what a request costs whatever else the machine does;
+Its processor time is measured too, because it says what a request costs whatever else the machine does;
 latencies on a busy machine say what the neighbours cost.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+import psutil
 
 from sd35.errors import UnavailableError
 
@@ -33,24 +34,23 @@ class NullServer:
 
     def cpu_seconds(self) -> tuple[float, float]:
         """User and system time so far: of the server itself, and of its workers."""
-        return _cpu_seconds(self.pid), sum(_cpu_seconds(worker) for worker in self.workers())
+        return _cpu_seconds(psutil.Process(self.pid)), sum(map(_cpu_seconds, self.workers()))
 
-    def workers(self) -> list[int]:
+    def workers(self) -> list[psutil.Process]:
         """The processes that draw."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii")
-        return [int(child) for child in children.split()]
+        return psutil.Process(self.pid).children()
 
     @contextmanager
     def busy_workers(self) -> Iterator[None]:
         """Workers that finish nothing, as with a long picture on the card: they are stopped, and go on."""
         stopped = self.workers()
         for worker in stopped:
-            os.kill(worker, signal.SIGSTOP)
+            worker.suspend()
         try:
             yield
         finally:
             for worker in stopped:
-                os.kill(worker, signal.SIGCONT)
+                worker.resume()
 
 
 @contextmanager
@@ -59,7 +59,9 @@ def null_server(models: str, data_dir: Path | None = None) -> Iterator[NullServe
     with TemporaryDirectory(prefix="sd35-bench-serve-", ignore_cleanup_errors=True) as temporary:
         folder = data_dir or Path(temporary)
         command = [sys.executable, "-m", "sd35", "serve", "--engine=null", "--port=0", f"--data-dir={folder}"]
-        process = subprocess.Popen([*command, f"--models={models}", *ROOM], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, f"--models={models}", *ROOM], stdout=subprocess.PIPE, encoding="utf-8"
+        )
         try:
             assert process.stdout is not None
             line = process.stdout.readline().strip()
@@ -75,18 +77,17 @@ def null_server(models: str, data_dir: Path | None = None) -> Iterator[NullServe
 
 
 def _commit_ms(folder: Path) -> float:
-    times = []
+    flush, times = getattr(os, "fdatasync", os.fsync), []  # macOS has the latter alone
     with NamedTemporaryFile(dir=folder) as file:
         for _ in range(COMMITS):
             file.write(bytes(4096))
             file.flush()
             begin = time.perf_counter()
-            os.fdatasync(file.fileno())
+            flush(file.fileno())
             times.append(time.perf_counter() - begin)
     return 1e3 * sorted(times)[COMMITS // 2]
 
 
-def _cpu_seconds(pid: int) -> float:
-    """utime and stime, fields 14 and 15 of /proc/PID/stat. Source: proc_pid_stat(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system

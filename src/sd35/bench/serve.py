@@ -8,13 +8,13 @@ as fast as it can, which no card does.
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx2
+import psutil
 
 from sd35.bench.faces import Faces
 from sd35.bench.load import Answers, Ask, closed_loop, open_loop, percentile
@@ -107,14 +107,14 @@ class ServeReport:
 def bench_serve(plan: ServePlan, machine: dict[str, Any], on_row: OnRow) -> ServeReport:
     """All rows, one after the other; NetworkError where no server answers."""
     report = ServeReport(machine, "given" if plan.target != NULL else "null", plan.asked, plan.seconds)
-    report.load_average["before"] = os.getloadavg()
+    report.load_average["before"] = psutil.getloadavg()
     with ExitStack() as stack:
         server = stack.enter_context(null_server(plan.models)) if plan.target == NULL else None
         report.commit_ms = server.commit_ms if server else None
         url = server.url if server else plan.target
         _ask_whether_ready(url)
         asyncio.run(_rows(plan, url, server, report, on_row))
-    report.load_average["after"] = os.getloadavg()
+    report.load_average["after"] = psutil.getloadavg()
     return report
 
 

@@ -9,6 +9,9 @@ is allowed, for the hub's own cache is made of such links:
 The `blobs` folder beside the `snapshots` folder above the checkpoint counts as part of it. Any other link
 out is refused: the file it leads to is not part of what was fetched or verified. A hard link is an ordinary
 file (package managers install with them). A set-user-id or set-group-id file is refused: no weight needs it.
+
+Windows has another kind of link beside these, the junction, which only folders are; and there `C:name` and
+`name:stream` lead out of a folder too, so a path with a colon in it is none that a record may hold.
 """
 
 import os
@@ -27,14 +30,16 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 _COPY = "put a regular file in its place"
+# Without O_NONBLOCK, a FIFO put there since it was looked at would still make us wait; Windows has none.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; FileNotFoundError as usual, CheckpointError for any other kind."""
     refuse_special(path)
     try:
-        # Without O_NONBLOCK, a FIFO put there since the look above would still make us wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -71,6 +76,17 @@ def followed(path: Path) -> os.stat_result:
         raise MissingError(f"{path} can't be looked at (permission denied): make it readable.") from error
     except (OSError, ValueError) as error:
         raise bad_file(path, f"leads nowhere ({getattr(error, 'strerror', None) or error})", _COPY) from error
+
+
+def is_link(path: Path) -> bool:
+    """Whether it is a symbolic link, or a junction."""
+    return path.is_symlink() or getattr(path.lstat(), "st_reparse_tag", 0) == _JUNCTION
+
+
+def is_plain(path: str) -> bool:
+    """Whether a record's path stays below its folder on every system, and can be printed."""
+    is_inside = not any(part in ("", ".", "..") for part in path.split("/"))
+    return is_inside and path.isprintable() and not set(path) & set("\\:")
 
 
 def refuse_outside(path: Path, root: Path) -> None:

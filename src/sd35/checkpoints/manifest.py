@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sd35.checkpoints.files import is_plain
+from sd35.checkpoints.findings import printable
 from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.tree import walk
 from sd35.errors import CheckpointError, OutputError, RequestError
@@ -96,9 +98,17 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
         files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
-        return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
+        manifest = Manifest(
+            files=files, source=source, origin=Origin(**origin) if origin else None, **content
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
+    for path in files:  # what it lists is written to when it is mended, and a stranger may have made the list
+        if not is_plain(path):
+            raise CheckpointError(
+                f"{place} lists {printable(path)}, which is no file inside its folder: fetch anew."
+            )
+    return manifest
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
@@ -106,7 +116,7 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
     place = manifest_place(checkpoint)
     unfinished = place.with_name(f".{place.name}.unfinished")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
     unfinished.replace(place)
 
 

@@ -12,22 +12,21 @@ remains are removed and the work starts anew. Work that was refused is removed a
 interrupted, or ran out of disk is left for `--resume`.
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from sd35.checkpoints.locked_folder import LOCK, BusyError, LockedFolder, remove
 from sd35.errors import OutputError, RefusedError, RequestError
 
 log = logging.getLogger(__name__)
 
-_LOCK, _NOTE = "lock", "job.json"
+_NOTE = "job.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
     partial = destination.parent / f".{destination.name}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, destination), _cleared(partial):
+        with _locked(partial, destination):
             _refuse_existing(destination)  # another run may have finished while we came here
             _prepare(partial, job)
             _check_room(partial, room_needed)
@@ -90,32 +89,17 @@ def _move(partial: Path, destination: Path) -> None:
 
 @contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
-    """The lock of a partial folder; OutputError if another process has it."""
-    busy = OutputError(
-        f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
-        "place."
-    )
-    with _opened(partial / _LOCK, busy) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = os.path.samestat(os.fstat(lock.fileno()), (partial / _LOCK).stat())
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise busy from error
-        if not is_current:
-            raise busy
-        yield
+    """The lock of a partial folder; OutputError if another process has it.
 
-
-def _opened(path: Path, busy: OutputError) -> TextIO:
+    The folder is removed in the end, unless there is work in it that can be gone on with.
+    """
     try:
-        return path.open("a")
-    except FileNotFoundError as error:  # the other process has just cleared the folder away
-        raise busy from error
-
-
-@contextmanager
-def _cleared(partial: Path) -> Iterator[None]:
-    """Remove the partial folder in the end, unless there is work in it that can be gone on with."""
+        locked = LockedFolder(partial)
+    except BusyError as error:
+        raise OutputError(
+            f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
+            "place."
+        ) from error
     is_worth_keeping = False
     try:
         yield
@@ -125,11 +109,12 @@ def _cleared(partial: Path) -> Iterator[None]:
         is_worth_keeping = bool(_remains(partial))
         raise
     finally:
-        if not is_worth_keeping:
+        if is_worth_keeping:
+            locked.release()
+        else:
             with suppress(OSError):
                 _empty(partial)
-                (partial / _LOCK).unlink()  # last: whoever gets a lock from now on has the folder to itself
-                partial.rmdir()
+            locked.clear()
 
 
 def _prepare(partial: Path, job: Job) -> None:
@@ -142,22 +127,19 @@ def _prepare(partial: Path, job: Job) -> None:
             "%s holds the beginning of something else (source, recipe or version): starting anew", partial
         )
     _empty(partial)
-    note.write_text(job.text, encoding="utf-8")
+    note.write_bytes(job.text.encode())
 
 
 def _empty(partial: Path) -> None:
     """Remove all but the lock; the note first, for what it says holds no longer."""
     (partial / _NOTE).unlink(missing_ok=True)
     for path in _remains(partial):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
 
 
 def _remains(partial: Path) -> list[Path]:
     """What was made so far."""
-    return [path for path in partial.iterdir() if path.name not in (_LOCK, _NOTE)]
+    return [path for path in partial.iterdir() if path.name not in (LOCK, _NOTE)]
 
 
 def _check_room(partial: Path, room_needed: int) -> None:

@@ -76,7 +76,7 @@ def _check_shard_name(shard: object) -> None:
         and shard.isprintable()
         and shard.isascii()
         and len(shard) <= 255
-        and not set(shard) & set("/\\")
+        and not set(shard) & set("/\\:")
         and not shard.startswith(".")
         and shard.endswith(".safetensors")
     )

@@ -84,7 +84,7 @@ def identity(*places: Path) -> str:
         return note.read_text(encoding="utf-8").strip()
     computed = hash_file(place).sha256 if place.is_file() else Manifest(hash_files(place)).identity
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(computed + "\n", encoding="utf-8")
+    note.write_text(computed + "\n", encoding="utf-8", newline="\n")
     return computed
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sd35.checkpoints.files import refuse_outside, refuse_special
+from sd35.checkpoints.files import is_link, refuse_outside, refuse_special
 from sd35.checkpoints.findings import BadFileError, Finding, bad_file, finding_of, shown_path
 from sd35.checkpoints.sniff import sniff
 from sd35.errors import MissingError
@@ -50,7 +50,7 @@ def walk(root: Path) -> Iterator[Path]:
     """Everything below the folder but folders themselves, sorted; linked folders are entered only inside."""
     for folder, names, files in os.walk(root, onerror=_unreadable):
         here = Path(folder)
-        links = sorted(name for name in names if (here / name).is_symlink())
+        links = sorted(name for name in names if is_link(here / name))
         names[:] = sorted(name for name in names if name not in NOT_OURS and name not in links)
         yield from (here / name for name in sorted([*files, *links]))
 
@@ -62,7 +62,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _check(path: Path, root: Path) -> None:
-    if path.is_symlink():
+    if is_link(path):
         refuse_outside(path, root)
     if path.is_dir():
         raise bad_file(path, "is a link to a folder", "put the folder itself in its place")

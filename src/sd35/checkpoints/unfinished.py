@@ -18,8 +18,9 @@ from typing import BinaryIO
 
 STEP = 256 << 20  # bytes between two syncs: what a kill can cost
 _BLOCK = 1 << 20
-# Another file system, one without hard links, a file that has too many, one that is another user's.
-_NO_LINKS = {errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.EPERM}
+# Another file system, one without hard links (each system has its own word for that), a file that has too
+# many, one that is another user's.
+_NO_LINKS = {errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EMLINK, errno.EPERM}
 
 
 class Unfinished:
@@ -52,7 +53,7 @@ class Unfinished:
         if file.tell() - self._noted < STEP:
             return
         _sync(file)
-        with self.note.open("a", encoding="ascii") as note:
+        with self.note.open("a", encoding="ascii", newline="\n") as note:
             note.write(f"{file.tell()}\n")
         self._noted = file.tell()
 

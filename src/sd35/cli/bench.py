@@ -173,7 +173,7 @@ def _commit() -> str | None:
     folder = Path(__file__).parent
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="ascii", check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 from sd35 import __version__
@@ -80,10 +81,22 @@ def exit_code(error: Sd35Error) -> int:
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
+def _ready_console() -> None:
+    """On Windows, UTF-8 wherever output goes (a code page has no word of Chinese), and escapes that draw."""
+    from colorama import just_fix_windows_console
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    just_fix_windows_console()
+
+
 def entry() -> NoReturn:
     """The console script."""
     # PyTorch's threads wait for one another hundreds of times a step. Where other programs share the cores,
     # a thread that waits by spinning takes the core from the one it waits for: a step of the demo model took
     # 10 s instead of 0.3. Read by OpenMP when torch is imported; a setting of the user's stands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "win32":
+        _ready_console()
     sys.exit(main())

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, mkstemp
 from typing import TYPE_CHECKING, Any
 
 from sd35 import __version__
@@ -71,15 +71,15 @@ class OutputPlace:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is never seen half-written; OutputError if the disk says no."""
     try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
-            try:
+        descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        temporary = Path(name)
+        try:
+            with open(descriptor, "wb") as file:
                 file.write(content)
-                file.flush()
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            temporary.chmod(0o644)
+            temporary.replace(path)  # after it is closed: Windows renames no file that is open
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{path} can't be written ({error.strerror}): free the disk or choose another."

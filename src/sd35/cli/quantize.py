@@ -118,7 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
         grams,
         resume=arguments.resume,
         encoder_files=encoder_files,
-        link_below=Path("/") if arguments.link else None,
+        # No link leads to another disk, so from here on is from anywhere.
+        link_below=Path(Path(arguments.destination).absolute().anchor) if arguments.link else None,
     )
     if arguments.json:
         spared = [outlier.as_dict() for outlier in report.outliers]

@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields, replace
 
 from sd35.checkpoints.store import home
-from sd35.errors import LibraryError, RequestError
+from sd35.errors import LibraryError, RequestError, UnavailableError
 from sd35.serving.settings import ServerSettings
 from sd35.serving.sources import Resolved, flag_of, resolve
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until a signal says stop."""
+    refuse_windows(sys.platform)
     settings = resolved(arguments).settings
     try:
         from sd35.serving import logs
@@ -47,6 +48,15 @@ def run(arguments: argparse.Namespace) -> None:
         Commands(_worker_command(settings), _witness_command(settings)),
         lambda url: print(f"sd35 serves on {url}", flush=True),
     )
+
+
+def refuse_windows(platform: str) -> None:
+    """UnavailableError there: the server's locks, durable renames and workers' pipes are POSIX's."""
+    if platform == "win32":
+        raise UnavailableError(
+            "`sd35 serve` runs on Linux and macOS, and Windows' locks and pipes are others: run it inside "
+            "WSL 2, or on another machine, and open its page from here."
+        )
 
 
 def resolved(arguments: argparse.Namespace) -> Resolved:

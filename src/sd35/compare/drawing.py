@@ -41,7 +41,9 @@ class Drawing:
             folder.mkdir(parents=True)
             for number, image in enumerate(self.images):
                 image.save(folder / f"{number:05}.png")
-            (folder / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+            (folder / FACTS).write_text(
+                json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8", newline="\n"
+            )
         except OSError as error:
             raise OutputError(
                 f"{folder} can't be written ({error.strerror}): name a folder that does not exist yet."
@@ -57,12 +59,17 @@ def read_drawing(folder: Path) -> Drawing:
     """A kept drawing; CheckpointError where files are missing or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        paths = [folder / f"{number:05}.png" for number in range(len(facts["prompts"]))]
-        return Drawing(images=[_read(path) for path in paths], **facts)
+        size = (facts["settings"]["width"], facts["settings"]["height"])
+        images = [_read(folder / f"{number:05}.png", size) for number in range(len(facts["prompts"]))]
+        if not images:
+            raise ValueError("it has no pictures")
+        return Drawing(images=images, **facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not a whole drawing ({error}): draw it again.") from error
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path, size: tuple[int, int]) -> Image.Image:
     with Image.open(path) as image:
+        if image.size != size:
+            raise ValueError(f"{path.name} is not of the size that its settings say")
         return image.convert("RGB")

@@ -273,4 +273,4 @@ def _forget_origin(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("_name_or_path", "name_or_path", "local_files_only", "is_local"):
         config.pop(key, None)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")

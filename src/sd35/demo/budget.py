@@ -54,6 +54,6 @@ class TrainingLog:
     def write(self, **row: float | str) -> None:
         """Append a row and show it."""
         rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(rounded) + "\n")
         print(*(f"{key} {value}" for key, value in rounded.items()), flush=True)

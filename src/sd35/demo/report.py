@@ -219,7 +219,7 @@ def write_logs(logs: list[Path], report: Path) -> None:
     """training_log.json and loss_curve.png, from the logs of all legs."""
     rows = join_logs(logs)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    (report / "training_log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (report / "training_log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
     loss_curve(*loss_points(rows), title="MMDiT training loss").save(report / "loss_curve.png")
 
 
@@ -245,7 +245,9 @@ def main() -> None:
     figures = measure(pipeline, evaluator, brief=options.brief)
     figures["evaluator"] = measure_evaluator(evaluator, pipeline, options.renderings)
     figures["seconds"] = round(time.time() - began, 1)
-    (options.report / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (options.report / "figures.json").write_text(
+        json.dumps(figures, indent=1) + "\n", encoding="utf-8", newline="\n"
+    )
     print(json.dumps(figures), flush=True)
 
 

@@ -22,7 +22,8 @@ from sd35.quantization.planned import planned
 from sd35.quantization.recipe import Recipe
 from sd35.request import GenerationRequest
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
-from sd35.runtime.memory import Work, choose_or_smallest, described, gibibytes, largest_square, peak
+from sd35.runtime.division import choose_or_smallest
+from sd35.runtime.memory import Work, described, gibibytes, largest_square, peak
 from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.variants import VARIANTS, Variant, variant_of
 
@@ -163,7 +164,7 @@ def _rows(variant: Variant, sizes: Sizes, budget: int | None) -> Iterator[Fit]:
 
 
 def _fit(sizes: Sizes, work: Work, budget: int | None) -> Fit:
-    plan = choose_or_smallest(sizes, work, budget)
+    plan = choose_or_smallest(sizes, work, [budget])
     needed = peak(plan, sizes, work)
     is_enough = budget is None or needed <= budget
     return Fit(work.width, described(plan) if is_enough else None, needed)

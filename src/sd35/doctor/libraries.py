@@ -1,6 +1,7 @@
 """Optional libraries: which are here, what each would add, and the one command that installs it."""
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from sd35.runtime.machine import installed_version
 
 # The WAL-reset race (two connections that checkpoint at once) ended in 3.51.3: https://sqlite.org/wal.html
 _SQLITE = (3, 51, 3)
+_TRITON = "triton-windows" if sys.platform == "win32" else "triton"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Optional:
 
 OPTIONAL = (
     Optional(
-        "triton", "fused kernels on a card (PyTorch's CUDA builds bring it along)", "pip install triton"
+        _TRITON,
+        "fused kernels on a card (PyTorch's CUDA builds for Linux bring it along)",
+        f"pip install {_TRITON}",
     ),
     Optional(
         "fa3-fwd", "FlashAttention-3, the fastest attention on Hopper", "pip install 'sd35-fp8[hopper]'"

@@ -5,7 +5,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from sd35.checkpoints.fetch import environment
 from sd35.checkpoints.fetch.access import ask_access
@@ -17,31 +18,24 @@ from sd35.runtime.memory import gibibytes
 
 LEAST_ROOM = 1 << 30  # for pictures, and for the FP8 folder of a small model
 _OTHERS_MAY = stat.S_IRWXG | stat.S_IRWXO
-_MEMORY_TABLE = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of host memory: what is free for a new program, and all; None where the system doesn't say."""
+    """Bytes of host memory: what is free for a new program, and all."""
 
     available: int
     total: int
 
 
-def host_memory() -> Memory | None:
-    """From Linux's table."""
-    if not _MEMORY_TABLE.is_file():
-        return None
-    rows = (line.partition(":") for line in _MEMORY_TABLE.read_text(encoding="ascii").splitlines())
-    kibibytes = {name: int(rest.split()[0]) for name, _, rest in rows}
-    return Memory(kibibytes["MemAvailable"] << 10, kibibytes["MemTotal"] << 10)
+def host_memory() -> Memory:
+    """This machine's."""
+    found = psutil.virtual_memory()
+    return Memory(found.available, found.total)
 
 
-def check_host_memory(memory: Memory | None, checkpoints: list[Fits], *, on_card: bool) -> Iterator[Finding]:
+def check_host_memory(memory: Memory, checkpoints: list[Fits], *, on_card: bool) -> Iterator[Finding]:
     """Weights that move, or that a CPU draws with, lie in host memory."""
-    if memory is None:
-        yield well("host memory", "this system does not say how much there is")
-        return
     yield well("host memory", f"{gibibytes(memory.available)} available of {gibibytes(memory.total)}")
     for fits in checkpoints:
         plan = fits.asked.plan or "streamed"

@@ -75,7 +75,7 @@ def triton_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     if torch.cuda.get_device_capability(device) < FIRST_WITH_BF16:
         return f"{torch.cuda.get_device_name(device)} is older than Ampere, the first with bf16"
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (PyTorch's CUDA builds bring it along)"
+        return "the package triton is not installed (on Windows, triton-windows; elsewhere PyTorch brings it)"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"it computes from bf16 or float32, not {dtype}"
     return None

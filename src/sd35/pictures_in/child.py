@@ -5,6 +5,9 @@ seconds and output before it looks at the first byte, knows three formats, and e
 in isolation (`python -I -S`), so it imports nothing of ours, nothing from the current folder, and of what is
 installed Pillow alone.
 
+macOS refuses a bound on address space, and Windows has none of these limits: there the parent's clock, the
+count of pixels and the measure of the answer are what holds.
+
 Arguments: the folder that Pillow is in, most pixels, bytes of address space, seconds of CPU, bytes of output.
 The first line of stdout is JSON: {"width": w, "height": h}, with w * h * 3 bytes behind it, or {"refused":
 why}. Any other ending says that the file is damaged, or worse.
@@ -12,9 +15,11 @@ why}. Any other ending says that the file is damaged, or worse.
 
 import io
 import json
-import resource
 import sys
 from typing import TYPE_CHECKING
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,10 +30,12 @@ WHITE = (255, 255, 255, 255)
 
 def limit(address_space: int, cpu_s: int, output: int) -> None:
     """From here on: so much memory, so many seconds, so much output, and no file but those that are open."""
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, which says why, then SIGKILL
-    resource.setrlimit(resource.RLIMIT_FSIZE, (output, output))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "win32":
+        if sys.platform != "darwin":
+            resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, which says why, then SIGKILL
+        resource.setrlimit(resource.RLIMIT_FSIZE, (output, output))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def decoded(data: bytes, most_pixels: int) -> "Image | str":

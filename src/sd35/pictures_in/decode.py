@@ -2,8 +2,8 @@
 
 The file is decoded by a process of its own (`child.py`) with bounds on its memory, its seconds and its
 answer, and what comes back is believed only as far as it can be counted. So a file that breaks its decoder,
-or keeps it busy for ever, costs one sentence. Both directions are files in memory (memfd): there is no pipe
-to fill up, and the kernel holds the child to the size of its answer.
+or keeps it busy for ever, costs one sentence. Both directions are files, on Linux in memory (memfd): there is
+no pipe to fill up, and the kernel holds the child to the size of its answer.
 
 PNG, JPEG and WEBP are read. EXIF's orientation is applied; transparency is laid on white; an ICC profile is
 converted to sRGB; of an animation the first frame counts; metadata is dropped.
@@ -20,14 +20,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from sd35.errors import MissingError, SourceError
 from sd35.pictures_in.source_picture import SourcePicture
 
 CHILD = Path(__file__).with_name("child.py")
-INHERITED = ("PATH", "LD_LIBRARY_PATH")  # of the environment, which may hold secrets
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment, which may hold secrets
 ANSWER_LINE = 200  # bytes of the answer's first line, at most
+
+if sys.platform == "linux":
+
+    def nameless_file() -> IO[bytes]:
+        """A file that is gone when it is closed: in memory."""
+        return open(os.memfd_create("picture"), "w+b")
+
+else:
+    from tempfile import TemporaryFile as nameless_file
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +58,11 @@ def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
         raise SourceError("The picture's file is empty: send the whole file.")
     if len(data) > limits.file_bytes:
         raise too_long(limits.file_bytes)
-    with _memory_file(data) as file, _memory_file() as answer:
+    with _filled(data) as file, _filled() as answer:
         _run(file, answer, limits)
         answer.seek(0)
-        head = answer.readline(ANSWER_LINE)
-        # In one piece: the file's own buffer would be joined to it, and all threads wait for 96 MB.
-        pixels = os.pread(answer.fileno(), 3 * limits.pixels + 1, len(head))
+        # A bounded read goes into one piece: without, 96 MB would be copied once more while all threads wait.
+        head, pixels = answer.readline(ANSWER_LINE), answer.read(3 * limits.pixels + 1)
     return _picture(head, pixels, limits)
 
 
@@ -78,7 +86,7 @@ def too_long(most: int) -> SourceError:
     )
 
 
-def _run(file: BinaryIO, answer: BinaryIO, limits: Limits) -> None:
+def _run(file: IO[bytes], answer: IO[bytes], limits: Limits) -> None:
     output = 3 * limits.pixels + ANSWER_LINE
     bounds = (limits.pixels, limits.address_space, limits.cpu_s, output)
     command = [sys.executable, "-I", "-S", str(CHILD), _home_of_pillow(), *map(str, bounds)]
@@ -91,12 +99,13 @@ def _run(file: BinaryIO, answer: BinaryIO, limits: Limits) -> None:
     except subprocess.TimeoutExpired as error:
         raise _too_slow(f"{limits.wall_s:g} s") from error
     log.debug("decoding ended with %d", ended.returncode)
-    if ended.returncode == -signal.SIGXCPU:
-        raise _too_slow(f"{limits.cpu_s} s of computing")
     if ended.returncode < 0:
+        name = signal.Signals(-ended.returncode).name
+        if name == "SIGXCPU":
+            raise _too_slow(f"{limits.cpu_s} s of computing")
         raise SourceError(
-            f"Decoding the picture was ended by {signal.Signals(-ended.returncode).name}, so it is not read: "
-            "save it anew with another program, and smaller."
+            f"Decoding the picture was ended by {name}, so it is not read: save it anew with another "
+            "program, and smaller."
         )
     if ended.returncode > 0:
         raise damaged()
@@ -154,9 +163,9 @@ def _too_slow(bound: str) -> SourceError:
 
 
 @contextmanager
-def _memory_file(content: bytes = b"") -> Iterator[BinaryIO]:
-    """A file in memory that a child can be given as its stdin or stdout, open at its beginning."""
-    with open(os.memfd_create("picture"), "w+b") as file:
+def _filled(content: bytes = b"") -> Iterator[IO[bytes]]:
+    """A file that a child can be given as its stdin or stdout, open at its beginning."""
+    with nameless_file() as file:
         file.write(content)
         file.flush()
         file.seek(0)

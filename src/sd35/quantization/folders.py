@@ -139,4 +139,4 @@ def _write_config(config: dict[str, Any], path: Path, *, is_fp8: bool) -> None:
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     if is_fp8:
         config["quantization_config"] = {"quant_method": QUANT_METHOD, "read_with": "sd35"}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from itertools import accumulate, pairwise, product
 from typing import Any
 
+from sd35.errors import DeviceError
 from sd35.runtime import memory
 from sd35.runtime.devices import Card
 from sd35.runtime.memory import Division, MemoryPlan, Stage, Work, gibibytes
@@ -53,6 +54,7 @@ def choose(sizes: Sizes, work: Work, budgets: Budgets) -> MemoryPlan:
     for plan in candidates(sizes, work, budgets):
         if fits(plan, sizes, work, budgets):
             return plan
+    assert budgets[0] is not None, "without a bound everything fits"
     raise memory.too_large(sizes, work, budgets[0])
 
 
@@ -81,6 +83,16 @@ def fits(plan: MemoryPlan, sizes: Sizes, work: Work, budgets: Budgets) -> bool:
     needed = peaks(plan, sizes, work)
     return all(
         budget is None or peak <= budget for peak, budget in zip(needed, budgets[: len(needed)], strict=True)
+    )
+
+
+def no_room(plan: MemoryPlan, sizes: Sizes, work: Work) -> DeviceError:
+    """The error after a device had less room than it had promised to this plan."""
+    needed = peaks(plan, sizes, work)[0]
+    return DeviceError(
+        f"{memory.in_words(work)} need {gibibytes(needed)} by the plan '{memory.described(plan)}', and the "
+        "device had less: say with max_vram how much it may be, or draw less; in less than this plan's, "
+        f"{memory.largest_in_words(sizes, work, needed - 1)}."
     )
 
 

@@ -61,13 +61,12 @@ class PromptCache:
         """What is kept now."""
         return sum(embeds.nbytes for embeds in self._kept.values())
 
-    def __contains__(self, key: EmbedsKey) -> bool:
-        return key in self._kept
-
-    def recall(self, key: EmbedsKey) -> PromptEmbeds:
-        """The embeds of a key that is kept; nobody may write into them."""
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def recall(self, key: EmbedsKey) -> PromptEmbeds | None:
+        """The embeds of a key, if they are kept; nobody may write into them."""
+        embeds = self._kept.get(key)
+        if embeds is not None:
+            self._kept.move_to_end(key)
+        return embeds
 
     def keep(self, key: EmbedsKey, embeds: PromptEmbeds) -> None:
         """Remember these, and forget the least recently used beyond the bound."""

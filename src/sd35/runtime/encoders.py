@@ -107,10 +107,11 @@ def encode(encoders: TextEncoders, pictures: Sequence[Picture], cache: PromptCac
         prompts = [picture.negative_prompt for picture in pictures] + prompts
     length = settings.max_sequence_length
     keys = {prompt: EmbedsKey(prompt, length, encoders.identity) for prompt in prompts}
-    strangers = [prompt for prompt, key in keys.items() if key not in cache]
-    fresh = dict(zip(strangers, encoders.encode(strangers, length) if strangers else [], strict=True))
-    rows = {prompt: fresh.get(prompt) or cache.recall(key) for prompt, key in keys.items()}
-    for prompt, embeds in fresh.items():
-        cache.keep(keys[prompt], embeds)
+    known = {prompt: embeds for prompt, key in keys.items() if (embeds := cache.recall(key))}
+    strangers = [prompt for prompt in keys if prompt not in known]
+    if strangers:
+        known |= zip(strangers, encoders.encode(strangers, length), strict=True)
+    for prompt in strangers:
+        cache.keep(keys[prompt], known[prompt])
     # What is kept may be from before the encoders went to another device.
-    return PromptEmbeds.join([rows[prompt].to(encoders.clip_l.device) for prompt in prompts])
+    return PromptEmbeds.join([known[prompt].to(encoders.clip_l.device) for prompt in prompts])

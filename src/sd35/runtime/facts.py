@@ -1,7 +1,6 @@
 """What a loaded pipeline is, in figures: bytes of weights, dtypes, the peak of memory."""
 
 import platform
-import resource
 import sys
 
 import torch
@@ -9,6 +8,21 @@ from torch import nn
 
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.pipeline import Pipeline
+
+if sys.platform == "win32":
+    import psutil
+
+    def host_peak_bytes() -> int:
+        """The most host memory that this process has had in use so far."""
+        return psutil.Process().memory_info().peak_wset
+
+else:
+    import resource
+
+    def host_peak_bytes() -> int:
+        """The most host memory that this process has had in use so far."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
 def components(pipeline: Pipeline) -> dict[str, nn.Module]:
@@ -37,8 +51,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory in use so far: on a card what PyTorch allocated there, else the process's own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+    return host_peak_bytes()
 
 
 def peaks_by_device(pipeline: Pipeline) -> dict[str, int]:

@@ -18,18 +18,18 @@ from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError
-from sd35.kernels.api import choose_operations, has_fp8_products
+from sd35.kernels.api import choose_operations, has_fp8_products, triton_refuses
 from sd35.kernels.attention import choose_attention
 from sd35.request import GenerationRequest
 from sd35.runtime.beginning import SourceEncoder
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
 from sd35.runtime.devices import Card, cards_of, devices_of
-from sd35.runtime.division import choose_or_smallest, news, peaks, ranges, smaller_than
+from sd35.runtime.division import choose_or_smallest, news, no_room, ranges, smaller_than
 from sd35.runtime.embeds import PromptCache
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.joint_block import Engine
 from sd35.runtime.load_text import load_text_encoders
-from sd35.runtime.memory import MemoryPlan, Work, described, peak, too_large
+from sd35.runtime.memory import MemoryPlan, Work, described, peak
 from sd35.runtime.mmdit import MMDiT, MMDiTConfig
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.residence import Residence
@@ -38,7 +38,7 @@ from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.runtime.vae import VaeDecoder
 from sd35.runtime.vae_encoder import VaeEncoder
 from sd35.runtime.weights import Placement, fill_mmdit, fill_vae_decoder, fill_vae_encoder
-from sd35.variants import Variant, variant_of
+from sd35.variants import PIXELS_PER_TOKEN, Variant, variant_of
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def assemble(
     placement = resolve(config)
     log.debug("loading %s on %s, compute in %s", checkpoint.path, placement.device, placement.dtype)
     mmdit_config = read_mmdit_config(checkpoint)
-    variant = variant or _recognise(checkpoint, mmdit_config)
+    variant = _fitted(variant or _recognise(checkpoint, mmdit_config), mmdit_config)
     sizes = sizes_of(checkpoint, mmdit_config, read_vae_config(checkpoint), placement.dtype)
     work = Work.of(GenerationRequest("").pictures(variant)[0].settings, images=1)
     cards = cards_of(config)
@@ -107,12 +107,12 @@ def assemble(
     torch.cuda.empty_cache()
     smaller = smaller_than(plan, sizes, work, budgets)
     if smaller is None:
-        raise too_large(sizes, work, peaks(plan, sizes, work)[0] - 1)
+        raise no_room(plan, sizes, work)
     log.warning("The device had no room for the plan '%s'; loading with '%s'.", plan.name, described(smaller))
     try:
         return load(smaller)
     except torch.cuda.OutOfMemoryError as error:
-        raise too_large(sizes, work, peaks(smaller, sizes, work)[0] - 1) from error
+        raise no_room(smaller, sizes, work) from error
 
 
 def _load(
@@ -203,8 +203,21 @@ def _recognise(checkpoint: Checkpoint, config: MMDiTConfig) -> Variant:
     return variant
 
 
+def _fitted(variant: Variant, config: MMDiTConfig) -> Variant:
+    """The variant's recommended settings, within what this checkpoint is: somebody may have overruled it."""
+    reach = config.pos_embed_max_size * PIXELS_PER_TOKEN
+    return replace(
+        variant,
+        num_layers=config.num_layers,
+        dual_attention_layers=config.dual_attention_layers,
+        max_size=reach,
+        native_size=min(variant.native_size, reach),
+    )
+
+
 def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placement) -> MMDiT:
     device, dtype = placement.device, placement.dtype
+    _say_who_computes(placement)
     engine = Engine(
         choose_operations(placement.kernels, device, dtype),
         choose_attention(placement.attention, device, dtype),
@@ -215,6 +228,13 @@ def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placemen
     with checkpoint.tensors("transformer") as tensors:
         fill_mmdit(mmdit, tensors, placement)
     return mmdit.eval()
+
+
+def _say_who_computes(placement: Placement) -> None:
+    """A card without the kernels (on Windows they are a package of its own) draws, and more slowly."""
+    refusal = triton_refuses(placement.device, placement.dtype)
+    if placement.device.type == "cuda" and placement.kernels == "auto" and refusal is not None:
+        log.warning("The fused kernels can't run here, so plain PyTorch computes: %s.", refusal)
 
 
 def _load_vae(checkpoint: Checkpoint, placement: Placement, shared: SharedParts | None) -> VaeDecoder:

@@ -1,6 +1,5 @@
 """What a machine is: the facts without which a figure of speed or of quality says nothing."""
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ class Machine:
     triton: str | None
     python: str
     cpu: str
-    threads: int
+    threads: int  # that PyTorch computes with, which may be fewer than the processor has
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,10 +42,10 @@ def machine_of(device: torch.device) -> Machine:
         driver=_driver() if card else None,
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        triton=installed_version("triton"),
+        triton=installed_version("triton") or installed_version("triton-windows"),
         python=platform.python_version(),
         cpu=_cpu(),
-        threads=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -62,10 +61,11 @@ def ask_driver(field: str) -> list[str]:
     """nvidia-smi's answer, a line a card; nothing where there is no driver."""
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=True)
+        answer = subprocess.run(query, capture_output=True, timeout=_DRIVER_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    lines = answer.stdout.decode(errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _driver() -> str | None:
@@ -73,8 +73,8 @@ def _driver() -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
+    """The processor's name as Linux gives it, else Python's word for it."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return names[0] if names else platform.processor() or platform.machine()

@@ -177,20 +177,6 @@ def peak(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
     return max(stage.bytes for stage in stages(plan, sizes, work))
 
 
-def choose(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
-    """The fastest plan that fits the budget (None: no bound); DeviceError with what would fit."""
-    for plan in ladder():
-        if budget is None or peak(plan, sizes, work) <= budget:
-            return plan
-    raise too_large(sizes, work, budget)
-
-
-def choose_or_smallest(sizes: Sizes, work: Work, budget: int | None) -> MemoryPlan:
-    """The fastest plan that fits, else the smallest: smaller work than this may still fit it."""
-    plans = list(ladder())
-    return next((plan for plan in plans if budget is None or peak(plan, sizes, work) <= budget), plans[-1])
-
-
 def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work) -> MemoryPlan | None:
     """The next plan down the ladder that needs less than this one, None below the last."""
     used = peak(plan, sizes, work)
@@ -199,20 +185,26 @@ def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work) -> MemoryPlan | Non
     return next((other for other in below if peak(other, sizes, work) < used), None)
 
 
-def too_large(sizes: Sizes, work: Work, budget: int | None) -> DeviceError:
+def too_large(sizes: Sizes, work: Work, budget: int) -> DeviceError:
     """The error for work that no plan makes small enough, with the largest size that one would."""
     least = min(peak(plan, sizes, work) for plan in ladder())
-    room = "the device has" if budget is None else f"{gibibytes(budget)} is what there is"
-    side = largest_square(sizes, work, budget if budget is not None else least - 1)
-    advice = (
-        f"the largest square that fits is {side}x{side}"
-        if side
-        else "no size fits, so use a smaller variant, FP8 weights or another device"
-    )
     return DeviceError(
-        f"{work.width}x{work.height} pixels, {work.images} at once, need {gibibytes(least)} with the "
-        f"smallest plan, more than {room}: {advice}."
+        f"{in_words(work)} need {gibibytes(least)} with the smallest plan, and {gibibytes(budget)} is what "
+        f"there is: {largest_in_words(sizes, work, budget)}."
     )
+
+
+def in_words(work: Work) -> str:
+    """The beginning of a sentence about work that is too much."""
+    return f"{work.width}x{work.height} pixels, {work.images} at once,"
+
+
+def largest_in_words(sizes: Sizes, work: Work, budget: int) -> str:
+    """What would fit into the budget: the end of such a sentence."""
+    side = largest_square(sizes, work, budget)
+    if side is None:
+        return "no size fits, so use a smaller variant, FP8 weights or another device"
+    return f"the largest square that fits is {side}x{side}"
 
 
 def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:

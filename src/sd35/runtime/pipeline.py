@@ -6,9 +6,11 @@ This is the file to start reading. Each call is one function in one file: `encod
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from threading import RLock
 
 import torch
 from PIL import Image
@@ -54,7 +56,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A loaded model, ready to draw; `sd35.load` makes one."""
+    """A loaded model, ready to draw; `sd35.load` makes one. Threads that share it draw in turns."""
 
     variant: Variant
     text_encoders: TextEncoders
@@ -68,6 +70,7 @@ class Pipeline:
     recorder: Recorder | None = None  # of steps, where they are replayed from CUDA graphs
     prompts: PromptCache = field(default_factory=PromptCache)
     colours: LatentColours = field(default_factory=LatentColours)  # of unfinished pictures
+    turn: RLock = field(default_factory=RLock, repr=False)  # weights that travel serve one drawing
 
     def generate(self, request: GenerationRequest, on_step: OnStep | None = None) -> Generation:
         """Draw what is asked; `on_step(done, of)` is called after each step, and what it raises ends it."""
@@ -79,59 +82,67 @@ class Pipeline:
     ) -> Generation:
         """Draw pictures as one batch, and show them unfinished where that is wanted.
 
-        Their settings are equal but for the strength of guidance, which each has its own of.
-
-        Where the device turns out to have less room than was promised, once more with the next smaller plan;
-        DeviceError with the largest size that would fit if that is not small enough either.
+        Their settings are equal but for the strength of guidance, of which each has its own.
         """
         settings = pictures[0].settings
         alike = all(picture.settings.shares_steps_with(settings) for picture in pictures)
         assert alike, "a batch has one size and schedule"
-        work = Work.of(settings, len(pictures))
+        with self.turn:
+            return self._with_room(
+                Work.of(settings, len(pictures)), partial(self._draw, pictures, on_step or _ignore, previews)
+            )
+
+    def rest(self, shared: Collection[nn.Module] = ()) -> None:
+        """Give the device back, but for parts `shared` with a model that stays; `wake` before drawing."""
+        with self.turn:
+            self._forget_recordings()
+            self.residence.rest(shared)
+
+    def wake(self) -> None:
+        """Be on the device again."""
+        with self.turn:
+            self.residence.wake()
+
+    def _with_room(self, work: Work, draw: Callable[[], Generation]) -> Generation:
+        """Draw by a plan that has room for this work.
+
+        Where the device turns out to have less room than was promised, once more with the next smaller plan;
+        DeviceError with the largest size that would fit if that is not small enough either.
+        """
         if self.residence.fit(work):
             self._forget_recordings()
         try:
-            return self._draw(pictures, on_step or _ignore, previews)
+            return draw()
         except torch.cuda.OutOfMemoryError as error:
             log.debug("out of memory: %s", error)
         # Here, where the error and the tensors of its frames are gone, memory can be given back.
         self._forget_recordings()
         self.residence.shrink(work)
         try:
-            return self._draw(pictures, on_step or _ignore, previews)
+            return draw()
         except torch.cuda.OutOfMemoryError as error:
-            raise self.residence.too_large(work) from error
-
-    def rest(self, shared: Collection[nn.Module] = ()) -> None:
-        """Give the device back, but for parts `shared` with a model that stays; `wake` before drawing."""
-        self._forget_recordings()
-        self.residence.rest(shared)
-
-    def wake(self) -> None:
-        """Be on the device again."""
-        self.residence.wake()
+            raise self.residence.no_room(work) from error
 
     def _draw(self, pictures: Sequence[Picture], on_step: OnStep, previews: Previews | None) -> Generation:
-        with current(self.device):
-            return self._drawn(pictures, on_step, self._glimpses(previews))
-
-    def _drawn(self, pictures: Sequence[Picture], on_step: OnStep, glimpses: Glimpses | None) -> Generation:
+        """The four calls, each a stage: what it needs is on the device in it, and gone at its end."""
         settings, residence = pictures[0].settings, self.residence
         clock = StageClock(self.device)
-        with clock("encode"):
-            with residence.stage(), current(residence.encoders_on):
-                embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
-            with residence.stage(), current(residence.vae_on):
-                latents = self._first_latents(pictures)
-        with clock("denoise"), residence.stage(), self.recording() as recorder:
-            latents = denoise(
-                self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
-                one_pass=residence.plan.one_pass, glimpses=glimpses,
-                guidance_scales=[picture.settings.guidance_scale for picture in pictures],
-            )  # fmt: skip
-            finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
-        with clock("decode"), residence.stage(), current(residence.vae_on):
-            images = decode(self.vae, latents.to(residence.vae_on))
+        with current(self.device):
+            glimpses = self._glimpses(previews)
+            with clock("encode"):
+                with residence.stage(), current(residence.encoders_on):
+                    embeds = encode(self.text_encoders, pictures, self.prompts).to(self.device)
+                with residence.stage(), current(residence.vae_on):
+                    latents = self._first_latents(pictures)
+            with clock("denoise"), residence.stage(), self.recording() as recorder:
+                latents = denoise(
+                    self.mmdit, latents, embeds, settings, self.shift, on_step, recorder,
+                    one_pass=residence.plan.one_pass, glimpses=glimpses,
+                    guidance_scales=[picture.settings.guidance_scale for picture in pictures],
+                )  # fmt: skip
+                finite = tuple(torch.isfinite(latents).flatten(1).all(dim=1).tolist())
+            with clock("decode"), residence.stage(), current(residence.vae_on):
+                images = decode(self.vae, latents.to(residence.vae_on))
         drawn = [GeneratedImage(image, picture) for image, picture in zip(images, pictures, strict=True)]
         return Generation(drawn, clock.seconds, finite)
 

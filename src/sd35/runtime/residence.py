@@ -91,16 +91,16 @@ class Residence:
         """After the device had no room for this work: the next smaller plan; DeviceError below the last."""
         smaller = division.smaller_than(self.plan, self.sizes, work, self._budgets())
         if smaller is None:
-            raise self.too_large(work)
+            raise self.no_room(work)
         log.warning(
             "The device had no room for the plan '%s'; trying once more with '%s', which is slower.",
             memory.described(self.plan), memory.described(smaller),
         )  # fmt: skip
         self.change(smaller)
 
-    def too_large(self, work: Work) -> DeviceError:
+    def no_room(self, work: Work) -> DeviceError:
         """The error for work for which the device had no room, whatever it promised."""
-        return memory.too_large(self.sizes, work, division.peaks(self.plan, self.sizes, work)[0] - 1)
+        return division.no_room(self.plan, self.sizes, work)
 
     def table(self, work: Work) -> str:
         """The plan for this work, for people."""

@@ -8,7 +8,7 @@ What a dead *server* had in hand is nobody's fault either.
 
 import asyncio
 import logging
-import os
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -96,7 +96,7 @@ class Attendant:
 
     def __init__(self, settings: ServerSettings, commands: Commands, books: Books, device: str) -> None:
         self._settings, self._command, self._books = settings, commands.worker, books
-        self.breaker = Breaker(f"{os.uname().nodename}/{device}", settings, commands, books.tell)
+        self.breaker = Breaker(f"{platform.node()}/{device}", settings, commands, books.tell)
         self._worker: WorkerProcess | None = None
         self.in_hand: dict[str, LiveJob] = {}  # the batch's jobs that have not come to an end, by id
         self.device = device

@@ -5,12 +5,12 @@ first, and quantization is not this room's business.
 """
 
 import gc
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image
 
@@ -51,7 +51,7 @@ class PipelineEngine:
         self._budget = vram
         ram = terms.ram_bytes
         if ram is None:
-            ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            ram = psutil.virtual_memory().total // 2
         return replace(terms, vram_bytes=vram, ram_bytes=ram)
 
     def need(self, models: Collection[Model]) -> int:

@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -197,7 +198,9 @@ class KeyStore:
         return self._seen[1]
 
     def _counter(self) -> bytes:
-        return os.pread(self._counting, _COUNTER_BYTES, _COUNTER_AT)
+        if sys.platform != "win32":
+            return os.pread(self._counting, _COUNTER_BYTES, _COUNTER_AT)
+        raise NotImplementedError("only a server asks for keys, and `sd35 serve` is refused there")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,10 +1,10 @@
 """What clients of AUTOMATIC1111's API ask for beside drawing: lists, memory, and what is in a PNG file."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
+import psutil
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
@@ -101,9 +101,8 @@ def _checkpoint(model: Model) -> dict[str, Any]:
 
 
 def _ram() -> dict[str, int]:
-    page, names = os.sysconf("SC_PAGE_SIZE"), ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
-    free, total = (os.sysconf(name) * page for name in names)
-    return {"free": free, "used": total - free, "total": total}
+    found = psutil.virtual_memory()
+    return {"free": found.free, "used": found.total - found.free, "total": found.total}
 
 
 def _cuda(cards: dict[str, Any]) -> dict[str, Any]:

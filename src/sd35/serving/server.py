@@ -5,7 +5,6 @@ the database for the next start. The second one stops at once. Neither loses a j
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
@@ -31,6 +30,9 @@ from sd35.serving.signing import Signer
 from sd35.serving.store import Store
 from sd35.serving.uploads import Uploads, folder_of
 from sd35.serving.watch import watched
+
+if sys.platform != "win32":  # `sd35 serve` is refused there; `sd35 records` opens the database with this file
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ def data_folder(folder: Path) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             raise UnavailableError(

@@ -5,7 +5,7 @@ thread reads the pipe and hands each message to the event loop; the last one is 
 """
 
 import asyncio
-import os
+import platform
 import signal
 import subprocess
 import threading
@@ -42,7 +42,7 @@ class WorkerProcess:
         theirs.close()
         with suppress(OSError):
             self._pipe.send(terms)
-        self.name = f"{os.uname().nodename}:{self._process.pid}"
+        self.name = f"{platform.node()}:{self._process.pid}"
         self._reader = threading.Thread(target=self._read, name=f"worker {self.pid}", daemon=True)
         self._reader.start()
 
@@ -99,5 +99,6 @@ class WorkerProcess:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"it ended with exit code {code}"
-    hint = " (perhaps by the kernel, for want of memory)" if code == -signal.SIGKILL else ""
-    return f"it was ended by {signal.Signals(-code).name}{hint}"
+    name = signal.Signals(-code).name
+    hint = " (perhaps by the kernel, for want of memory)" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{hint}"

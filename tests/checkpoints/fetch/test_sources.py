@@ -77,6 +77,14 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (source.kind, source.place, source.name) == ("folder", str(tmp_path / "maker/model"), "model")
 
 
+@pytest.mark.parametrize(
+    "text", ["C:\\models\\sd", "D:/models/sd", ".\\sd", "..\\sd", "\\\\host\\share\\sd", "~/sd"]
+)
+def test_folders_as_windows_writes_them(text: str) -> None:
+    """A drive, a share or a backslash means a folder too; the form decides, on every system."""
+    assert understand(text).kind == "folder"
+
+
 @pytest.mark.parametrize("text", ["nonsense", "", "a/b/c", "../..x/y\n", "maker/..", "demo"])
 def test_no_source(text: str) -> None:
     """Anything else is refused with the forms there are."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.parts import PARTS, Part
 from sd35.errors import CheckpointError, MissingError, RequestError
 
@@ -81,16 +82,10 @@ def select(files: Iterable[RemoteFile], names: tuple[str, ...], place: str) -> l
     MissingError if the remote lacks one, CheckpointError if it has a part in pickles only, RequestError if
     a name is of a kind that is never fetched. Licences always come along.
     """
-    offered = {file.path: file for file in files if _is_plain(file.path)}
+    offered = {file.path: file for file in files if is_plain(file.path)}
     wanted = _named(offered, names, place) if names else _folder(offered, place)
     licences = [file for path, file in offered.items() if _LICENSE.fullmatch(path)]
     return sorted({*wanted, *licences}, key=lambda file: file.path)
-
-
-def _is_plain(path: str) -> bool:
-    """A relative path that stays below its folder and can be printed."""
-    parts = path.split("/")
-    return path.isprintable() and "\\" not in path and not any(part in ("", ".", "..") for part in parts)
 
 
 def _named(offered: dict[str, RemoteFile], names: tuple[str, ...], place: str) -> list[RemoteFile]:

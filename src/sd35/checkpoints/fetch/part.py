@@ -76,7 +76,9 @@ class Part:
         """Note with which ETag the first byte comes."""
         self.etag = etag
         with _disk(self._note):
-            self._note.write_text(json.dumps({**asdict(self.file), "etag": etag}), encoding="utf-8")
+            self._note.write_text(
+                json.dumps({**asdict(self.file), "etag": etag}), encoding="utf-8", newline="\n"
+            )
 
     def adopt(self, path: Path) -> None:
         """Take a whole file that lies on the same disk as these bytes; its progress was counted before."""
@@ -98,6 +100,7 @@ class Part:
         """Give the whole file its name, safely on disk first."""
         with _disk(final):
             os.fsync(self._bytes.fileno())
+            self._bytes.close()  # Windows renames no file that is open
             final.parent.mkdir(parents=True, exist_ok=True)
             self.path.replace(final)
             self._note.unlink(missing_ok=True)

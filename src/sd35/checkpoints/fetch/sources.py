@@ -3,7 +3,7 @@
     large, medium, large-turbo, large-fp8    short names of hub repositories
     org/name                                 a repository of the hub
     https://host/path.git, git@host:path     a Git LFS remote (with --via git a hub id becomes one too)
-    ./folder, /folder, ~/folder              a folder on this machine
+    ./folder, /folder, ~/folder, C:\\folder   a folder on this machine
 
 The form decides, never what happens to lie in the current folder.
 """
@@ -28,6 +28,7 @@ _DEFAULT_FILES = {REPOSITORIES[FP8]: ("sd3.5_large_fp8_scaled.safetensors",)}
 _VARIANTS = {repository: name for name, repository in REPOSITORIES.items() if name in VARIANTS}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SCP = re.compile(r"[\w.-]+@[\w.-]+:.+")
+_FOLDER = re.compile(r"[/~]|\.{1,2}[/\\]|\\\\|[A-Za-z]:[/\\]")
 _GIT_SCHEMES = ("https", "http", "ssh", "file")
 
 
@@ -108,7 +109,7 @@ def _kind(text: str, via: str | None) -> Kind:
                 f"There is no way {via!r} to fetch: choose one of {', '.join(get_args(Kind))}."
             )
         return cast(Kind, via)
-    if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+    if _FOLDER.match(text) or text in (".", ".."):
         return "folder"
     return "git" if "://" in text or _SCP.fullmatch(text) else "hub"
 

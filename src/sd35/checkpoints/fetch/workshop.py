@@ -5,7 +5,6 @@ they are whole and verified; `model_index.json`, which makes a folder a checkpoi
 manifest last. The corner is gone when all is done, so a folder that has one is unfinished.
 """
 
-import fcntl
 import json
 import shutil
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Self
 from sd35.checkpoints.fetch.listing import Checksum, RemoteFile
 from sd35.checkpoints.fetch.part import Part
 from sd35.checkpoints.fetch.progress import Progress
+from sd35.checkpoints.locked_folder import BusyError, LockedFolder
 from sd35.checkpoints.manifest import FILE_NAME, Manifest, Origin, write_manifest
 from sd35.checkpoints.store import UNFINISHED
 from sd35.errors import OutputError
@@ -32,18 +32,15 @@ class Workshop:
         self.corner = folder / UNFINISHED
 
     def __enter__(self) -> Self:
-        self._is_new = not self.folder.exists()
+        self._is_new, self._is_done = not self.folder.exists(), False
         try:
             self.corner.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.corner / "lock").open("w")
+            self._locked = LockedFolder(self.corner)
         except OSError as error:
             raise OutputError(
                 f"{self.folder} can't be written ({error.strerror}): choose another place with -o."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+        except BusyError as error:
             raise OutputError(
                 f"Another sd35 fetch is writing to {self.folder}: wait for it, or choose another place with "
                 "-o."
@@ -51,11 +48,13 @@ class Workshop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not any(self.corner.glob("*.part")) and not (self.corner / _NOTE).exists():
-            shutil.rmtree(self.corner, ignore_errors=True)
-            if self._is_new and not any(self.folder.iterdir()):
-                self.folder.rmdir()
-        self._lock.close()
+        has_begun = any(self.corner.glob("*.part")) or (self.corner / _NOTE).exists()
+        if has_begun and not self._is_done:
+            self._locked.release()
+            return
+        self._locked.clear()
+        if self._is_new and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def begun(self) -> Origin | None:
         """What an earlier, unfinished fetch was bringing here."""
@@ -69,7 +68,7 @@ class Workshop:
     def begin(self, origin: Origin) -> None:
         """Note what is being fetched: a later run goes on with the same commit."""
         try:
-            (self.corner / _NOTE).write_text(json.dumps(asdict(origin)), encoding="utf-8")
+            (self.corner / _NOTE).write_text(json.dumps(asdict(origin)), encoding="utf-8", newline="\n")
         except OSError as error:
             raise OutputError(f"{self.folder} can't be written ({error.strerror}): free the disk.") from error
 
@@ -112,4 +111,4 @@ class Workshop:
             (self.corner / FILE_NAME).replace(self.folder / FILE_NAME)
         except OSError as error:
             raise OutputError(f"{self.folder} can't be written ({error.strerror}): free the disk.") from error
-        shutil.rmtree(self.corner, ignore_errors=True)
+        self._is_done = True
