@@ -8,9 +8,10 @@ import argparse
 import sys
 from dataclasses import fields, replace
 
-from sd35.checkpoints.store import home
-from sd35.errors import LibraryError, RequestError, UnavailableError
-from sd35.serving.settings import ServerSettings
+from sd35.checkpoints.store import home, locate
+from sd35.checkpoints.vae_halves import lacks_encoder
+from sd35.errors import LibraryError, RequestError, Sd35Error, UnavailableError
+from sd35.serving.settings import Model, ServerSettings
 from sd35.serving.sources import Resolved, flag_of, resolve
 
 NULL_WORKER = (sys.executable, "-m", "sd35.serving.null_worker")
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         settings,
         Commands(_worker_command(settings), _witness_command(settings)),
         lambda url: print(f"sd35 serves on {url}", flush=True),
+        frozenset(name for name, model in settings.catalogue().items() if _can_only_decode(model)),
     )
 
 
@@ -65,6 +67,17 @@ def resolved(arguments: argparse.Namespace) -> Resolved:
     if found.settings.data_dir:
         return found
     return replace(found, settings=replace(found.settings, data_dir=str(home() / "serve")))
+
+
+def _can_only_decode(model: Model) -> bool:
+    """Whether no picture of this model can begin with an image.
+
+    Of a checkpoint that can't be read nothing is known: what is wrong with it, the worker says.
+    """
+    try:
+        return lacks_encoder(locate(model.checkpoint))
+    except (Sd35Error, OSError):
+        return False
 
 
 def _worker_command(settings: ServerSettings) -> tuple[str, ...]:
