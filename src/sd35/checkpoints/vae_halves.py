@@ -9,10 +9,6 @@ from sd35.checkpoints.header import read_header
 from sd35.checkpoints.keys import PREFIXES
 
 ENCODER = "encoder."
-NO_ENCODER = (
-    "The VAE of this checkpoint has no encoder, so no picture can begin with an image: leave the image out, "
-    "or take a checkpoint with a whole VAE."
-)
 
 
 def lacks_encoder(place: Path) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from sd35.checkpoints.store import home, locate
-from sd35.errors import LibraryError, MissingError, RequestError, UnavailableError
-from sd35.serving.settings import ServerSettings
+from sd35.checkpoints.vae_halves import lacks_encoder
+from sd35.errors import LibraryError, MissingError, RequestError, Sd35Error, UnavailableError
+from sd35.serving.settings import Model, ServerSettings
 from sd35.serving.sources import Resolved, flag_of, resolve
 
 NULL_WORKER = (sys.executable, "-m", "sd35.serving.null_worker")
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         settings,
         Commands(_worker_command(settings), _witness_command(settings)),
         lambda url: print(f"sd35 serves on {url}", flush=True),
+        frozenset(name for name, model in settings.catalogue().items() if _can_only_decode(model)),
     )
 
 
@@ -79,6 +81,17 @@ def missing_checkpoints(settings: ServerSettings) -> Iterator[str]:
             locate(model.checkpoint)
         except MissingError as error:
             yield f"{error}"
+
+
+def _can_only_decode(model: Model) -> bool:
+    """Whether no picture of this model can begin with an image.
+
+    Of a checkpoint that can't be read nothing is known: what is wrong with it, the worker says.
+    """
+    try:
+        return lacks_encoder(locate(model.checkpoint))
+    except (Sd35Error, OSError):
+        return False
 
 
 def _worker_command(settings: ServerSettings) -> tuple[str, ...]:

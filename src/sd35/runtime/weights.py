@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sd35.checkpoints.source import TensorSource
-from sd35.checkpoints.vae_halves import NO_ENCODER
 from sd35.config import Attention, Kernels
 from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
@@ -155,7 +154,9 @@ def fill_vae_decoder(decoder: VaeDecoder, tensors: TensorSource, placement: Plac
 def fill_vae_encoder(encoder: VaeEncoder, tensors: TensorSource, placement: Placement) -> None:
     """The same for the encoder; CheckpointError where the file has none, as text alone needs none."""
     if not any(name.startswith(encoder.prefix) for name in tensors):
-        raise CheckpointError(NO_ENCODER)
+        raise CheckpointError(
+            "This VAE has no encoder, so nothing can begin with an image: omit it, or take a whole VAE."
+        )
     _fill_vae(encoder, tensors, placement, beside=VaeDecoder.prefix)
 
 

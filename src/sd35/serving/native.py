@@ -162,7 +162,14 @@ async def capabilities(request: Request, caller: Known) -> dict[str, Any]:
     served = gateway.service.models.values()
     return {
         "version": __version__,
-        "models": [{**row_of(model), **offer(model, served)} for model in served],
+        "models": [
+            {
+                **row_of(model),
+                **offer(model, served),
+                "image_to_image": model.name not in gateway.service.decoding,
+            }
+            for model in served
+        ],
         "precision": gateway.settings.precision if gateway.settings.engine == "sd35" else None,
         "output_formats": list(FORMATS),
         "priorities": [priority.value for priority in Priority],

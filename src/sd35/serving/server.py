@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -51,8 +51,9 @@ def serve(
     settings: ServerSettings,
     commands: Commands,
     announce: Announce,
+    decoding: Collection[str] = (),
 ) -> None:
-    """Serve until a signal says stop; `announce` is told where.
+    """Serve until a signal says stop; `announce` is told where, `decoding` are models without an encoder.
 
     UnavailableError where folder, database or port can't be had.
     """
@@ -63,7 +64,7 @@ def serve(
         policy, check = open_policy(settings), open_check(settings)
         place = open_storage(settings, folder, urls)
         store, observers = open_store(settings, folder), Observers()
-        service = JobService(settings, store, place, commands, check, observers)
+        service = JobService(settings, store, place, commands, check, observers, decoding)
         uploads = Uploads(folder_of(settings))
         keeping = Retention(terms, place, store, uploads)
         watch = watched(service, observers, keeping, store, place, Signer(read_secret(folder)))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
 from sd35.serving.pool import Pool
 from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
-from sd35.serving.quotas import has_quotas, hold_to_quotas
+from sd35.serving.quotas import Acceptance
 from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
@@ -53,18 +53,19 @@ class JobService:
         commands: Commands,
         check: OutputCheck | None = None,
         observers: Observers | None = None,
+        decoding: Collection[str] = (),
     ) -> None:
         self.settings, self._store = settings, store
         self.storage = RecentPictures(storage)
         self.check, self._observers = check, observers or Observers()
-        self.models = settings.catalogue()
+        self.models, self.decoding = settings.catalogue(), decoding  # `decoding`: those without an encoder
         rate = ServiceRate(workers=len(settings.device_names))
         self.queue = FairQueue(settings.max_queued, settings.max_queued_per_key, rate)
         self._lives: dict[str, LiveJob] = {}
         self.pool = Pool(settings, commands, self, self._lives)
         self.is_draining = False
         self.erasing = asyncio.Lock()  # for `gallery`
-        self._counting: dict[str | None, asyncio.Lock] = {}  # by key, for those that have quotas
+        self._acceptance = Acceptance(store, decoding)
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +125,7 @@ class JobService:
         self.queue.admit(caller.key_id, self.pool.expected, caller.quotas.queued_jobs)
         with self.pool.expecting():
             try:
-                accepted = await self._counted(job, caller)
+                accepted = await self._acceptance.accept(job, caller)
             except SQLAlchemyError as error:
                 self.tell(StoreTried("database", str(error)))
                 raise database_failed(error) from error
@@ -237,14 +238,6 @@ class JobService:
         self._remember(ended.id)
 
     # ---- inside
-
-    async def _counted(self, job: Job, caller: Caller) -> Job:
-        """The job, in the database; one of a key with quotas at a time, for they are counted there."""
-        if not has_quotas(caller):
-            return await asyncio.wrap_future(self._store.accept(job))
-        async with self._counting.setdefault(caller.key_id, asyncio.Lock()):
-            await hold_to_quotas(self._store, job, caller)
-            return await asyncio.wrap_future(self._store.accept(job))
 
     async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         job, begin = live.job, time.monotonic()
