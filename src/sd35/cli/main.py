@@ -103,11 +103,12 @@ def _in_words(error: OSError) -> str:
 
 
 def _has_lost_its_reader(stream: TextIO) -> bool:
-    if sys.platform == "win32":  # there a pipe without a reader is another error
-        return False
-    watch = select.poll()
-    watch.register(stream, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in watch.poll(0))
+    is_lost = False
+    if sys.platform != "win32":  # there a pipe without a reader is another error
+        watch = select.poll()
+        watch.register(stream, select.POLLOUT)
+        is_lost = any(event & select.POLLERR for _, event in watch.poll(0))
+    return is_lost
 
 
 def exit_code(error: Sd35Error) -> int:
@@ -121,7 +122,7 @@ def _ready_console() -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     just_fix_windows_console()
 
 
