@@ -171,6 +171,8 @@ def test_what_can_not_be(bare: Path, files: list[Path], demo: Path, tmp_path: Pa
         opened(bare, [files[1], demo / "text_encoder" / "model.safetensors"])
     with pytest.raises(CheckpointError, match="holds transformer, vae: give files of text encoders"):
         opened(bare, [bare.parent / "model.safetensors"])
+    with pytest.raises(MissingError, match=r"is a folder: .* which has model\.safetensors"):
+        opened(bare, [demo / "text_encoder"])
     with pytest.raises(MissingError, match="There is no file"):
         opened(bare, [tmp_path / "nowhere.safetensors"])
     with pytest.raises(CheckpointError, match=r"name the encoder's own file with --text-encoders"):

@@ -5,7 +5,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import sd35
 from sd35.checkpoints import verify as verify_module
+from sd35.checkpoints.folder import open_folder
 from sd35.checkpoints.header import read_header
 from sd35.checkpoints.manifest import FileRecord, Manifest, beside, hash_file, hash_files, write_manifest
+from sd35.checkpoints.progress import Progress
 from sd35.checkpoints.scan import scan
 from sd35.checkpoints.verify import verify
-from sd35.errors import MissingError
+from sd35.errors import CheckpointError, MissingError
 
 EditTensors = Callable[[Path, Callable[[dict[str, torch.Tensor]], None]], None]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -321,6 +325,33 @@ def test_hub_folders(demo_copy: Path) -> None:
     assert "hub metadata records: its git hash is" in said(demo_copy)["vae/config.json"]
 
 
+@pytest.mark.parametrize("reads", ["verify", "hash_files"])
+def test_an_interrupt_is_heard_at_once(demo_copy: Path, monkeypatch: pytest.MonkeyPatch, reads: str) -> None:
+    """Ctrl-C ends the reading within a few pieces, however much there is still to be read."""
+    for i in range(4):
+        (demo_copy / f"{i}.txt").touch()
+        os.truncate(demo_copy / f"{i}.txt", 256 << 20)
+    calls: list[int] = []
+
+    real = Progress.add
+
+    def interrupt(progress: Progress, count: int) -> None:
+        calls.append(count)
+        if len(calls) == 30:  # in the middle of the files above
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+        real(progress, count)
+
+    monkeypatch.setattr(Progress, "add", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            {"verify": verify, "hash_files": hash_files}[reads](demo_copy)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(calls) < 60  # of 256 or more
+
+
 def test_hub_caches(demo_copy: Path, tmp_path: Path) -> None:
     """A snapshot's links carry the hashes in the names of their blobs."""
     repository = tmp_path / "models--a--b"
@@ -338,6 +369,23 @@ def test_hub_caches(demo_copy: Path, tmp_path: Path) -> None:
     raw[-1] ^= 1
     blob.write_bytes(raw)
     assert "hub cache records" in said(snapshot)[WEIGHTS]
+
+
+def test_the_hub_caches_own_folder_names_its_snapshot(demo: Path, tmp_path: Path) -> None:
+    """Whoever gives the repository's folder in place of a snapshot hears which folder to give."""
+    snapshot = tmp_path / "models--maker--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(demo, snapshot)
+    found = verify(tmp_path / "models--maker--model").findings
+    assert [str(one) for one in found if str(snapshot) in one.remedy]
+    with pytest.raises(CheckpointError, match=f"give {snapshot}"):
+        open_folder(tmp_path / "models--maker--model")
+
+
+def test_a_lone_file_is_known_from_where_it_lies(demo_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named from its own folder, a file is compared with the records of the folder above all the same."""
+    write_manifest(demo_copy, Manifest(hash_files(demo_copy)))
+    monkeypatch.chdir((demo_copy / WEIGHTS).parent)
+    assert verify(Path(Path(WEIGHTS).name)).records == ["sd35.json"]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git: apt-get install git")

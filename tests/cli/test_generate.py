@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -139,6 +140,29 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     assert target.read_bytes() == b"old"
+
+
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    """What is no regular file stays what it is: nobody wants /dev/null to become a picture."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, b"new")
+    assert os.read(reader, 9) == b"new"
+    assert pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(OutputError, match="directory"):
+        write_whole(tmp_path, b"new")
+
+
+def test_the_umask_holds(tmp_path: Path) -> None:
+    """Who keeps new files to himself keeps pictures to himself."""
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "x.png", b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.png").stat().st_mode & 0o777 == 0o600
 
 
 def test_names_come_from_prompts(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sd35.checkpoints.store import locate
 from sd35.cli.main import entry, main
 from sd35.quantization import folders
 
@@ -28,6 +31,20 @@ def test_quantize_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     """A place that exists ends with exit code 4 and a remedy."""
     assert main(["quantize", "demo", str(tmp_path)]) == 4
     assert "remove it or name another" in capsys.readouterr().err
+
+
+def test_calibration_is_refused_before_it_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that is taken, or no prompts to draw, are known before the model is loaded."""
+    monkeypatch.setattr("sd35.runtime.load.load_pipeline", lambda *_: pytest.fail("it draws"))
+    for arguments, code, words in (
+        ([str(tmp_path)], 4, "exists already"),
+        ([str(tmp_path / "x"), "-n", "0"], 2, "-n counts prompts"),
+        ([str(tmp_path / "x"), "-n", "-3"], 2, "-n counts prompts"),
+    ):
+        assert main(["quantize", "demo", *arguments, "--static"]) == code
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [["quantize"], ["convert", "--format", "16bit"]])
@@ -91,3 +108,58 @@ def test_threads_that_wait_leave_the_cores_to_others(
     with pytest.raises(SystemExit):
         entry()
     assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+SHELL = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
+SD35 = f"{sys.executable} -m sd35"
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run in a shell, with pipes that tell how their first program ended."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env={**SHELL, **environment}, capture_output=True, encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_reader_may_leave_early(environment: dict[str, str]) -> None:
+    """`| head` ends the output without a word, at whichever letter it leaves."""
+    verb = "config show --resolved"
+    for reader in ("head -1", "(exec 0<&-; sleep 1)"):
+        found = shell(f"(sleep 0.3; {SD35} {verb}) | {reader}", **environment)
+        assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_another_broken_pipe_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A pipe that broke elsewhere is told, though stdout is well."""
+    with (tmp_path / "out").open("w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(
+            "sd35.cli.verify._look", lambda *_: (_ for _ in ()).throw(BrokenPipeError(32, "Broken"))
+        )
+        assert main(["verify", "demo"]) == 4
+    assert "Broken" in capsys.readouterr().err
+
+
+def test_the_systems_refusals_are_sentences(tmp_path: Path) -> None:
+    """A full disk behind stdout ends with exit code 4 and one line, not with a traceback."""
+    found = shell(f"{SD35} config show > /dev/full")
+    assert found.returncode == 4
+    assert found.stderr.count("\n") == 1
+    assert "No space left on device" in found.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    """A program without stdout or stderr, as schedulers start them, works and ends."""
+    assert shell(f"{SD35} verify demo {closed}").returncode == 0
+
+
+def test_letters_that_the_terminal_lacks(tmp_path: Path) -> None:
+    """A path that stdout has no letters for is escaped, and the verb has not failed."""
+    shutil.copytree(locate("demo"), tmp_path / "grün")
+    found = shell(f"{SD35} verify '{tmp_path}/grün'", PYTHONIOENCODING="ascii")
+    assert (found.returncode, "gr\\xfcn" in found.stdout) == (0, True)

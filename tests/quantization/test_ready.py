@@ -1,6 +1,8 @@
 """What sd35 makes for itself under SD35_HOME, and what of it takes no second room."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import numpy as np
 import pytest
 
 import sd35
+from sd35.checkpoints.placing import Job, fresh_folder
 from sd35.checkpoints.verify import verify
 from sd35.config import RuntimeConfig
+from sd35.errors import CheckpointError
+from sd35.quantization import ready as ready_module
 from sd35.quantization.ready import load, load_in_16_bits, ready
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.pipeline import Pipeline
@@ -36,6 +41,37 @@ def test_our_own_folders_share_what_is_equal(home: Path) -> None:
     assert verify(place).sound
     shutil.rmtree(source)
     assert verify(place).sound
+
+
+def test_whoever_comes_second_waits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process makes the FP8 folder, the next one waits; it goes on if the other gives up."""
+    looked = threading.Event()
+    monkeypatch.setattr("sd35.quantization.ready.time.sleep", lambda _: looked.set())
+    first = ready("mine", "fp8")
+    shutil.rmtree(first)
+    with ThreadPoolExecutor() as pool:
+        try:
+            with fresh_folder(first, 0, Job({})):
+                second = pool.submit(ready, "mine", "fp8")
+                assert looked.wait(60)
+                assert not second.done()
+                raise CheckpointError("given up")
+        except CheckpointError:
+            pass
+        assert second.result(60) == first
+    assert verify(first).sound
+
+
+def test_whoever_finds_it_made_is_content(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may come between the look for it and the work on it."""
+    real = ready_module.quantize
+
+    def made_meanwhile(*arguments: Any, **choices: Any) -> None:
+        real(*arguments, **choices)
+        real(*arguments, **choices)
+
+    monkeypatch.setattr(ready_module, "quantize", made_meanwhile)
+    assert verify(ready("mine", "fp8")).sound
 
 
 def test_damage_to_the_shared_file_is_found_in_both(home: Path) -> None:

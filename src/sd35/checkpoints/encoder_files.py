@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sd35.checkpoints.findings import some_of
 from sd35.checkpoints.layout import CLIP_G
 from sd35.checkpoints.original_parts import parts_in, read_part
 from sd35.checkpoints.reader import TensorReader, TensorSpec
@@ -74,6 +75,9 @@ def check_scales(reader: TensorReader) -> None:
 
 
 def _encoders_in(path: Path, sizes: Mapping[str, Size]) -> Iterator[tuple[str, str]]:
+    if path.is_dir():
+        there = some_of(sorted(one.name for one in path.glob("*.safetensors")), most=8) or "none"
+        raise MissingError(f"{path} is a folder: name the text encoders' own files in it, which has {there}.")
     if not path.is_file():
         raise MissingError(f"There is no file {path}: give the .safetensors file of a text encoder.")
     held = parts_in(path)

@@ -78,6 +78,17 @@ def followed(path: Path) -> os.stat_result:
         raise bad_file(path, f"leads nowhere ({getattr(error, 'strerror', None) or error})", _COPY) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at the path; an error in words where nobody can tell, or no file can be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        followed(path)  # puts it in words
+    return True
+
+
 def is_link(path: Path) -> bool:
     """Whether it is a symbolic link, or a junction."""
     return path.is_symlink() or getattr(path.lstat(), "st_reparse_tag", 0) == _JUNCTION

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35.checkpoints.findings import bad_file, printable
+from sd35.checkpoints.findings import bad_file, printable, shown_path
 from sd35.checkpoints.gates import check_config, check_no_code, refuse_foreign_quantization
 from sd35.checkpoints.parts import PARTS, Part
 from sd35.checkpoints.reader import TensorReader, weight_files
@@ -84,6 +84,9 @@ def open_folder(path: Path, without_weights: Collection[str] = ()) -> Checkpoint
 def read_model_index(path: Path) -> tuple[str, ...]:
     """The parts that the folder's model_index.json names; CheckpointError for anything but SD3.5."""
     file = path / "model_index.json"
+    if not file.exists() and (snapshots := sorted((path / "snapshots").glob("*/model_index.json"))):
+        reason = "is a repository in the hub's cache, which holds checkpoints by commit"
+        raise bad_file(path, reason, f"give {shown_path(snapshots[-1].parent)}")
     index = read_json(file)
     check_no_code(file, index)
     class_name = index.get("_class_name")

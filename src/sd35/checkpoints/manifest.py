@@ -10,19 +10,24 @@ would have to hold a hash of itself, or be left out of what is protected.
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.findings import printable
+from sd35.checkpoints.progress import Progress
 from sd35.checkpoints.strict_json import read_json
 from sd35.checkpoints.tree import walk
 from sd35.errors import CheckpointError, OutputError, RequestError
 
 FILE_NAME = "sd35.json"
 FORMAT = "sd35-checkpoint-1"
+_BLOCK = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class FileRecord:
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        is_hash = isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256)
+        if type(self.size) is not int or self.size < 0 or not is_hash:
+            raise TypeError(f"{printable(self)} is no size and SHA-256")
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,14 @@ class Manifest:
 def hash_files(folder: Path) -> dict[str, FileRecord]:
     """Every file of the checkpoint in `folder` but the manifest itself, hashed two at a time."""
     paths = sorted(path for path in walk(folder) if path.is_file() and path.name != FILE_NAME)
+    count = Progress(0)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        records = pool.map(hash_file, paths)
-        return {
-            path.relative_to(folder).as_posix(): record for path, record in zip(paths, records, strict=True)
-        }
+        try:
+            records = list(pool.map(partial(hash_file, count=count), paths))
+        except BaseException:  # an interrupt, above all: the pool waits for its threads
+            count.stop()
+            raise
+    return {path.relative_to(folder).as_posix(): record for path, record in zip(paths, records, strict=True)}
 
 
 def manifest_place(checkpoint: Path) -> Path:
@@ -95,20 +108,19 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
-        files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
+        files = {_below(path): FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
-        manifest = Manifest(
-            files=files, source=source, origin=Origin(**origin) if origin else None, **content
-        )
+        return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
-    for path in files:  # what it lists is written to when it is mended, and a stranger may have made the list
-        if not is_plain(path):
-            raise CheckpointError(
-                f"{place} lists {printable(path)}, which is no file inside its folder: fetch anew."
-            )
-    return manifest
+
+
+def _below(path: str) -> str:
+    """The path, which stays in its folder: a manifest may be a stranger's, and files are mended by it."""
+    if not is_plain(path):
+        raise TypeError(f"{printable(path)} is no path in the folder")
+    return path
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
@@ -123,12 +135,15 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
 def record(checkpoint: Path, tool: str) -> Manifest:
     """Write the manifest of a folder or a single file that came without one: what it holds today.
 
-    RequestError if it has one, OutputError if it can't be written.
+    RequestError if it has one, CheckpointError if no other system could have its files' names, OutputError if
+    it can't be written.
     """
     place = manifest_place(checkpoint)
     if place.exists():
         raise RequestError(f"{place} is there already, and is never overwritten: remove it to record anew.")
     files = hash_files(checkpoint) if checkpoint.is_dir() else {checkpoint.name: hash_file(checkpoint)}
+    if odd := [name for name in files if not is_plain(name)]:
+        raise CheckpointError(f"{printable(odd[0])} is no name that every system can have: rename the file.")
     manifest = Manifest(files, tool=tool)
     try:
         write_manifest(checkpoint, manifest)
@@ -139,7 +154,13 @@ def record(checkpoint: Path, tool: str) -> Manifest:
     return manifest
 
 
-def hash_file(path: Path) -> FileRecord:
-    """One file's size and SHA-256."""
+def hash_file(path: Path, count: Progress | None = None) -> FileRecord:
+    """One file's size and SHA-256; `count` hears of the bytes, and can end it."""
+    sha256, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        while chunk := file.read(_BLOCK):
+            sha256.update(chunk)
+            size += len(chunk)
+            if count is not None:
+                count.add(len(chunk))
+    return FileRecord(size, sha256.hexdigest())

@@ -21,12 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35.checkpoints.locked_folder import LOCK, BusyError, LockedFolder, remove
+from sd35.checkpoints.locked_folder import LOCK, HeldError, LockedFolder, remove
 from sd35.errors import OutputError, RefusedError, RequestError
 
 log = logging.getLogger(__name__)
 
 _NOTE = "job.json"
+
+
+class BeingMadeError(OutputError):
+    """Another process makes this output now."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,16 @@ def fresh_file(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
 @contextmanager
 def _partial(destination: Path, room_needed: int, job: Job) -> Iterator[Path]:
     """The output's path in its partial folder, which this process alone works in."""
-    _refuse_existing(destination)
+    refuse_existing(destination)
     partial = destination.parent / f".{destination.name}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, destination):
-            _refuse_existing(destination)  # another run may have finished while we came here
+            refuse_existing(destination)  # another run may have finished while we came here
             _prepare(partial, job)
             _check_room(partial, room_needed)
             yield partial / destination.name
-            _refuse_existing(destination)
+            refuse_existing(destination)
             _move(partial, destination)
     except OSError as error:
         raise OutputError(
@@ -89,14 +93,14 @@ def _move(partial: Path, destination: Path) -> None:
 
 @contextmanager
 def _locked(partial: Path, destination: Path) -> Iterator[None]:
-    """The lock of a partial folder; OutputError if another process has it.
+    """The lock of a partial folder; BeingMadeError if another process has it.
 
     The folder is removed in the end, unless there is work in it that can be gone on with.
     """
     try:
         locked = LockedFolder(partial)
-    except BusyError as error:
-        raise OutputError(
+    except HeldError as error:
+        raise BeingMadeError(
             f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
             "place."
         ) from error
@@ -148,12 +152,13 @@ def _check_room(partial: Path, room_needed: int) -> None:
     missing, free = room_needed - held, shutil.disk_usage(partial).free
     if free < missing:
         raise OutputError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free and up to {missing / 1e9:.1f} GB are needed: "
+            f"{partial.parent} has {free / 1e6:,.0f} MB free and up to {missing / 1e6:,.0f} MB are needed: "
             "free the disk or choose another."
         )
 
 
-def _refuse_existing(destination: Path) -> None:
+def refuse_existing(destination: Path) -> None:
+    """OutputError if there is anything at the place."""
     if destination.exists():
         raise OutputError(
             f"{destination} exists already and is never overwritten: remove it or name another."

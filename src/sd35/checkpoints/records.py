@@ -76,6 +76,7 @@ def read_records(root: Path) -> Records:
 def read_records_of(file: Path) -> Records:
     """What is written down about a lone file: beside it, in its folder, in the one above it."""
     records = Records()
+    file = Path(os.path.abspath(file))  # `..` above `model.safetensors` is no folder's name
     _add(_manifest_beside, file, records)
     for root in (file.parent, file.parent.parent):
         known = read_records(root)

@@ -6,13 +6,17 @@ the user's cache folder) holds what sd35 makes for itself, such as the FP8 folde
 """
 
 import hashlib
+import logging
 import os
 from importlib.resources import files
 from pathlib import Path
 
+from sd35.checkpoints.files import is_there
 from sd35.checkpoints.manifest import Manifest, hash_file, hash_files, read_manifest
 from sd35.errors import MissingError
 from sd35.variants import VARIANTS
+
+log = logging.getLogger(__name__)
 
 # The names that people may use, and the hub repositories behind them.
 REPOSITORIES = {
@@ -25,7 +29,7 @@ UNFINISHED = ".fetch"  # a folder that has this one inside, and no manifest, is 
 def home() -> Path:
     """`SD35_HOME`, else `$XDG_CACHE_HOME/sd35`, else `~/.cache/sd35`."""
     if chosen := os.environ.get("SD35_HOME"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd35"
 
 
@@ -33,13 +37,13 @@ def locate(checkpoint: str | Path) -> Path:
     """The folder or file that is meant by a name (`demo`) or a path; MissingError where there is none."""
     if str(checkpoint) == "demo":
         return Path(str(files("sd35"))) / "demo" / "checkpoint"
-    path = Path(checkpoint).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(checkpoint))  # `~nobody` stays what it is, as in a shell
+    if is_there(path):
         return path
     if str(checkpoint) in REPOSITORIES:
         return _named(str(checkpoint))
     fetched = home() / "checkpoints" / str(checkpoint).replace("/", "--")
-    if fetched.is_dir():
+    if is_there(fetched) and fetched.is_dir():
         return _finished(fetched, str(checkpoint))
     raise MissingError(
         f"There is no checkpoint {str(checkpoint)!r}: give the path of a folder or a single file, or one of "
@@ -49,7 +53,7 @@ def locate(checkpoint: str | Path) -> Path:
 
 def _named(name: str) -> Path:
     path = home() / "checkpoints" / name
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         return _finished(path, name)
     raise MissingError(
         f"The checkpoint {name!r} is not on this machine: run `sd35 fetch {name}` (it is "
@@ -80,12 +84,22 @@ def identity(*places: Path) -> str:
     if manifest is not None:
         return manifest.identity
     note = home() / "identities" / stamp(place)
-    if note.is_file():
+    if os.path.isfile(note):  # unlike Path's, this is no error where the home can't be looked into
         return note.read_text(encoding="utf-8").strip()
     computed = hash_file(place).sha256 if place.is_file() else Manifest(hash_files(place)).identity
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(computed + "\n", encoding="utf-8", newline="\n")
+    _remember(note, computed)
     return computed
+
+
+def _remember(note: Path, identity: str) -> None:
+    """Write the note whole, for others may read it at this moment; a home that takes none costs only time."""
+    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(identity + "\n", encoding="utf-8", newline="\n")
+        unfinished.replace(note)
+    except OSError as error:
+        log.info("%s can't be written (%s), so the next run reads all weights again", note, error.strerror)
 
 
 def file_identity(checkpoint: Path, file: Path) -> str:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from sd35.checkpoints.audit import FolderAudit, compare_tensors
@@ -25,6 +24,7 @@ from sd35.checkpoints.fp8_audit import audit_fp8, view
 from sd35.checkpoints.header import Header, read_header
 from sd35.checkpoints.manifest import FILE_NAME
 from sd35.checkpoints.original_parts import parts_in, read_part
+from sd35.checkpoints.progress import Progress as Count
 from sd35.checkpoints.reader import TensorReader
 from sd35.checkpoints.records import CHECKSUMS, Expected, Records, read_records, read_records_of
 from sd35.checkpoints.scan import Scan, scan
@@ -126,31 +126,22 @@ def _missing_and_unknown(known: Records, present: set[str]) -> Iterator[Finding]
 def _scan_all(
     report: VerifyReport, files: dict[str, Path], known: Records, progress: Progress | None
 ) -> None:
-    """Read every file once, two at a time."""
+    """Read every file once, two at a time; whoever interrupts waits for no more than a piece."""
     sizes = {name: path.stat().st_size for name, path in files.items()}
     report.files, report.bytes = len(files), sum(sizes.values())
-    count = _Count(report.bytes, progress)
+    count = Count(report.bytes, progress)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        jobs = [
-            pool.submit(_check_bytes, name, files[name], known.files.get(name, []), count.add)
-            for name in sorted(files, key=lambda name: -sizes[name])
-        ]
-        for findings in sorted((job.result() for job in jobs), key=repr):
-            report.findings += findings
-
-
-class _Count:
-    """Bytes done so far, added up from two threads."""
-
-    def __init__(self, of: int, progress: Progress | None) -> None:
-        self._of, self._progress, self._done, self._lock = of, progress, 0, Lock()
-
-    def add(self, count: int) -> None:
-        """`count` more bytes are done."""
-        with self._lock:
-            self._done += count
-            if self._progress is not None:
-                self._progress(self._done, self._of)
+        try:
+            jobs = [
+                pool.submit(_check_bytes, name, files[name], known.files.get(name, []), count.add)
+                for name in sorted(files, key=lambda name: -sizes[name])
+            ]
+            for findings in sorted((job.result() for job in jobs), key=repr):
+                report.findings += findings
+        except BaseException:
+            count.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _check_bytes(

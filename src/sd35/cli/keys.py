@@ -1,6 +1,7 @@
 """make, list and revoke the API keys of a server"""
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sd35.checkpoints.store import home
     from sd35.serving.keys import KeyStore
 
-    folder = Path(arguments.data_dir).expanduser() if arguments.data_dir else home() / "serve"
+    folder = Path(os.path.expanduser(arguments.data_dir)) if arguments.data_dir else home() / "serve"
     store = KeyStore(folder)
     try:
         {"add": _add, "list": _list, "revoke": _revoke}[arguments.action](store, arguments)

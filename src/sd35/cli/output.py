@@ -5,11 +5,13 @@ what is inside.
 """
 
 import hashlib
+import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile, mkstemp
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from sd35 import __version__
@@ -32,7 +34,7 @@ class OutputPlace:
     @classmethod
     def at(cls, output: str, request: GenerationRequest) -> "OutputPlace":
         """Understand `-o`, create the folder if one is meant, and try it; OutputError if it can't be."""
-        path = Path(output).expanduser()
+        path = Path(os.path.expanduser(output))
         if path.suffix.lower() == ".png" and not path.is_dir():
             _try_folder(path.parent, create=False)
             return cls(path.parent, path.name[: -len(path.suffix)], is_exact=True)
@@ -69,15 +71,18 @@ class OutputPlace:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written; OutputError if the disk says no."""
+    """Write a file that is never seen half-written; OutputError if the disk says no.
+
+    A device or a pipe, such as /dev/null, is written into: a file in its place would be its end.
+    """
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        temporary = Path(name)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-            temporary.chmod(0o644)
-            temporary.replace(path)  # after it is closed: Windows renames no file that is open
+            temporary.write_bytes(content)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

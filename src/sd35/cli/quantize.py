@@ -133,6 +133,7 @@ def _calibrate(
     arguments: argparse.Namespace, components: Path | None, encoder_files: list[Path]
 ) -> "tuple[dict[str, LayerInputs], Grams | None]":
     """Where the recipe asks for it, draw with the 16-bit source and watch the layers' inputs."""
+    from sd35.checkpoints.placing import refuse_existing
     from sd35.config import RuntimeConfig
     from sd35.quantization.calibrate import calibrate
     from sd35.quantization.grams import Grams
@@ -141,6 +142,9 @@ def _calibrate(
 
     if not arguments.static and arguments.rounding == "nearest":
         return {}, None
+    refuse_existing(Path(arguments.destination))  # before minutes of drawing
+    if arguments.n < 1:
+        raise RequestError("-n counts prompts: give 1 or more.")
     if arguments.gram_memory <= 0:
         raise RequestError("--gram-memory is a size in GB: give more than 0.")
     prompts = read_prompts(arguments.prompts, arguments.n)

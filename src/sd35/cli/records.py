@@ -1,6 +1,7 @@
 """export the records of a server: one row for each generation"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def _open(arguments: argparse.Namespace) -> "Store":
     from sd35.serving.server import DATABASE, open_store
     from sd35.serving.settings import ServerSettings
 
-    folder = Path(arguments.data_dir).expanduser() if arguments.data_dir else home() / "serve"
+    folder = Path(os.path.expanduser(arguments.data_dir)) if arguments.data_dir else home() / "serve"
     if not arguments.database and not (folder / DATABASE).is_file():
         raise MissingError(f"There are no records in {folder}: give the server's --data-dir.")
     return open_store(ServerSettings(database=arguments.database or ""), folder)

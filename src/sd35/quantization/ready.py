@@ -5,6 +5,7 @@ folder gets it quantized once, by the default recipe, into a folder under SD35_H
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Literal, get_args
 
 from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
+from sd35.checkpoints.placing import BeingMadeError
 from sd35.checkpoints.store import derived, home, locate
 from sd35.config import RuntimeConfig
-from sd35.errors import CheckpointError, RequestError
+from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.quantization.convert import quantize
 from sd35.quantization.recipe import Recipe
 from sd35.runtime.load import identity_of, load_pipeline
 from sd35.runtime.pipeline import Pipeline
 from sd35.variants import variant_named
+
+PAUSE = 1.0  # seconds between two looks at what another process makes
 
 Precision = Literal["fp8", "bf16"]
 
@@ -92,8 +96,15 @@ def _quantized_once(source: Path, components: Path | None, encoder_files: Sequen
     place = derived(identity, f"{recipe.name}-{__version__}")
     if not place.exists():
         log.info("quantizing %s to FP8, once, into %s", source, place)
-        # Both folders are ours then: encoders and VAE, 11 GB of Large, need not be there twice.
-        quantize(
-            source, place, recipe, components, resume=True, encoder_files=encoder_files, link_below=home()
-        )
+    while not place.exists():
+        try:
+            # Both folders are ours then: encoders and VAE, 11 GB of Large, need not be there twice.
+            quantize(
+                source, place, recipe, components, resume=True, encoder_files=encoder_files, link_below=home()
+            )
+        except BeingMadeError:
+            time.sleep(PAUSE)  # what the other process makes is what is wanted here
+        except OutputError:
+            if not place.exists():  # made between the look and the work
+                raise
     return place

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.vae_halves import NO_ENCODER
 from sd35.config import Attention, Kernels
 from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
@@ -154,10 +155,7 @@ def fill_vae_decoder(decoder: VaeDecoder, tensors: TensorSource, placement: Plac
 def fill_vae_encoder(encoder: VaeEncoder, tensors: TensorSource, placement: Placement) -> None:
     """The same for the encoder; CheckpointError where the file has none, as text alone needs none."""
     if not any(name.startswith(encoder.prefix) for name in tensors):
-        raise CheckpointError(
-            "The VAE of this checkpoint has no encoder, so no picture can begin with an image: leave the "
-            "image out, or take a checkpoint with a whole VAE."
-        )
+        raise CheckpointError(NO_ENCODER)
     _fill_vae(encoder, tensors, placement, beside=VaeDecoder.prefix)
 
 

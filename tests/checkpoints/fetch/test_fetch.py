@@ -10,6 +10,7 @@ import pytest
 from loopback_hub import SHARD, WEIGHTS, LoopbackHub, contents
 
 from sd35.checkpoints.fetch.fetch import fetch, refetch
+from sd35.checkpoints.fetch.mend import mend
 from sd35.checkpoints.fetch.workshop import Workshop
 from sd35.checkpoints.manifest import Origin, hash_files, read_manifest
 from sd35.checkpoints.store import locate
@@ -179,6 +180,24 @@ def test_refetch_of_nothing_known(hub: LoopbackHub, folder: Path, tmp_path: Path
     (tmp_path / "copy" / "sd35.json").write_text(json.dumps({**manifest, "origin": None}))
     with pytest.raises(CheckpointError, match="does not say where it was fetched from"):
         refetch(tmp_path / "copy", [WEIGHTS])
+
+
+@pytest.mark.parametrize("form", ["{}", "../victim", "vae/../../victim"])
+def test_a_strangers_manifest_reaches_no_file_outside(
+    hub: LoopbackHub, folder: Path, tmp_path: Path, form: str
+) -> None:
+    """A manifest and a hub that agree on a path out of the folder don't get anything written there."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    path = form.format(victim)
+    hub.files[path] = b"theirs"
+    manifest = json.loads((folder / "sd35.json").read_text())
+    manifest["files"][path] = {"size": 6, "sha256": hashlib.sha256(b"theirs").hexdigest()}
+    manifest["origin"]["commit"] = hub.commit
+    (folder / "sd35.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="victim"):
+        mend(folder, [path])
+    assert victim.read_bytes() == b"mine"
 
 
 def test_a_strangers_endpoint_sees_no_token(

@@ -1,5 +1,6 @@
 """A folder as a source."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,17 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no revisions"):
         fetch(str(tmp_path), tmp_path / "m", revision="main")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_part_that_may_not_be_listed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without rights is told as such, and not as a part that is missing there."""
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("vae"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(MissingError, match="vae can't be listed"):
+        fetch(str(source), tmp_path / "m")

@@ -34,7 +34,7 @@ def token() -> str | None:
 
 def token_path() -> Path:
     """The file that `hf auth login` keeps the token in."""
-    return Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
+    return Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token"))
 
 
 def is_offline() -> bool:

@@ -6,6 +6,7 @@ that it began with, even if the branch has moved since. A folder of another down
 (`adopt.py`).
 """
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,11 @@ from sd35.checkpoints.fetch.hub import Hub
 from sd35.checkpoints.fetch.listing import INDEX, RemoteFile, select
 from sd35.checkpoints.fetch.local import LocalFolder
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress, Show
 from sd35.checkpoints.fetch.sources import Source, recorded, understand
 from sd35.checkpoints.fetch.workshop import Workshop
+from sd35.checkpoints.files import is_plain
 from sd35.checkpoints.manifest import FileRecord, Manifest, Origin, read_manifest
+from sd35.checkpoints.progress import Progress, Show
 from sd35.checkpoints.store import UNFINISHED, home
 from sd35.errors import CheckpointError, NetworkError, OutputError, RequestError
 
@@ -96,7 +98,7 @@ def fetch(
     wanted = understand(source, via, endpoint, files)
     if wanted.kind == "folder" and revision is not None:
         raise RequestError("A folder has no revisions: leave --revision out.")
-    folder = (destination or home() / "checkpoints" / wanted.name).expanduser()
+    folder = Path(os.path.expanduser(destination or home() / "checkpoints" / wanted.name))
     known = _known(folder, wanted)
     if known is None:
         return _begin(folder, wanted, revision, may_replace, jobs, show)
@@ -168,7 +170,8 @@ def _begin(
 
 def _extras(workshop: Workshop, offered: list[RemoteFile], files: list[RemoteFile]) -> dict[str, FileRecord]:
     """Files of the remote that no checkpoint needs, and that another downloader has brought all the same."""
-    there = [file for file in set(offered) - set(files) if (workshop.folder / file.path).is_file()]
+    names = {file for file in set(offered) - set(files) if is_plain(file.path)}
+    there = [file for file in names if (workshop.folder / file.path).is_file()]
     hashes = {file: workshop.whole(file, Progress(file.size, None)) for file in there}
     return {file.path: FileRecord(file.size, sha256) for file, sha256 in hashes.items() if sha256}
 
@@ -180,7 +183,7 @@ def _again(
     _check_online(source, folder)
     with Workshop(folder) as workshop, _remote(source, workshop) as remote:
         remote.pin(manifest.origin.commit if manifest.origin else None)
-        offered = {file.path: file for file in remote.files()}
+        offered = {file.path: file for file in remote.files() if is_plain(file.path)}
         files = [_same(offered.get(path), path, manifest.files[path], remote.place) for path in paths]
         return _bring(remote, workshop, manifest, files, jobs, show)
 

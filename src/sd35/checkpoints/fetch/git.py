@@ -16,8 +16,8 @@ from typing import Self
 
 from sd35.checkpoints.fetch.listing import POINTER_SIZE, RemoteFile, pointer
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress
 from sd35.checkpoints.fetch.sources import is_commit, without_credentials
+from sd35.checkpoints.progress import Progress
 from sd35.errors import CheckpointError, LibraryError, MissingError, NetworkError
 
 _POLL = 0.2  # seconds between two looks at how far git-lfs has come

@@ -19,7 +19,6 @@ import httpx2
 
 from sd35.checkpoints.fetch.listing import RemoteFile
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress
 from sd35.checkpoints.fetch.refusals import Asked
 from sd35.checkpoints.fetch.sources import is_commit
 from sd35.checkpoints.fetch.transfer import (
@@ -30,6 +29,7 @@ from sd35.checkpoints.fetch.transfer import (
     pause,
     words,
 )
+from sd35.checkpoints.progress import Progress
 from sd35.errors import NetworkError, RequestError
 
 # Seconds: to reach a server, and to wait for its next byte.

@@ -9,8 +9,9 @@ from typing import Self
 
 from sd35.checkpoints.fetch.listing import POINTER_SIZE, RemoteFile, pointer
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress
 from sd35.checkpoints.manifest import read_manifest
+from sd35.checkpoints.progress import Progress
+from sd35.checkpoints.tree import walk
 from sd35.errors import CheckpointError, MissingError
 
 _BLOCK = 1 << 20
@@ -43,7 +44,7 @@ class LocalFolder:
         """Its regular files (links are followed), with their manifest's hashes."""
         manifest = read_manifest(self._path)
         known = manifest.files if manifest else {}
-        paths = [path for path in self._path.rglob("*") if path.is_file()]
+        paths = [path for path in walk(self._path) if path.is_file()]
         return [
             RemoteFile(name, path.stat().st_size, known[name].sha256 if name in known else None)
             for path, name in ((path, path.relative_to(self._path).as_posix()) for path in paths)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sd35.checkpoints.fetch.fetch import refetch
-from sd35.checkpoints.fetch.progress import Show
 from sd35.checkpoints.manifest import FILE_NAME, read_manifest
+from sd35.checkpoints.progress import Show
 from sd35.errors import CheckpointError
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sd35.checkpoints.fetch.listing import Checksum, RemoteFile
-from sd35.checkpoints.fetch.progress import Progress
+from sd35.checkpoints.progress import Progress
 from sd35.errors import OutputError
 
 _BLOCK = 1 << 20

@@ -62,7 +62,7 @@ def understand(
     hub = _endpoint(endpoint)
     kind = _kind(text, via)
     if kind == "folder":
-        path = Path(os.path.abspath(Path(text).expanduser()))  # as it is called: links are not followed
+        path = Path(os.path.abspath(os.path.expanduser(text)))  # as it is called: links are not followed
         return Source("folder", str(path), path.name, files=files)
     if kind == "git":
         return _git(text, hub, files)

@@ -13,8 +13,8 @@ from http import HTTPStatus
 import httpx2
 
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.fetch.progress import Progress
 from sd35.checkpoints.fetch.refusals import Asked, is_passing, refusal
+from sd35.checkpoints.progress import Progress
 from sd35.errors import CheckpointError, NetworkError
 
 TRIES = 5  # requests in a row that bring nothing new
