@@ -306,11 +306,10 @@ def _fp8_linear(
         bias = _stack([source.tensor(f"{layer}.bias") for layer in layers])
         _check_shape(path, bias, plain.bias)
     input_scale = source.input_scale(layers) if scheme.activation == "static" else None
-    placement = source.placement
-    here = (placement.kernels, placement.dtype)
-    if not placement.fp8_activations:
-        return Fp8Linear(weight, bias, "none", *here, None, placement.device)
-    return Fp8Linear(weight, bias, scheme.activation, *here, input_scale, placement.device)
+    here = source.placement
+    activation = scheme.activation if here.fp8_activations else "none"
+    scale = input_scale if here.fp8_activations else None
+    return Fp8Linear(weight, bias, activation, here.kernels, here.dtype, scale, here.device)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
