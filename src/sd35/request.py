@@ -7,6 +7,7 @@ gives one `Picture` for each seed. Below that point there are no gaps, and no re
 """
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,10 @@ MAX_STEPS = 1_000
 MAX_IMAGES = 64
 MAX_SEQUENCE_LENGTH = 512  # what T5 was trained on
 STRENGTH = 0.6  # of a request with an image that names none: diffusers' default
+
+
+# NUL, which databases refuse, and halves of surrogate pairs, which have no form in UTF-8.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -251,6 +256,11 @@ def _check_prompt(name: str, value: str | None) -> None:
         raise PromptError(
             f"{name} has {len(value):,} characters and the most is {MAX_PROMPT_CHARACTERS:,}: "
             "the text encoders read a few hundred words at most, so shorten it."
+        )
+    if found := _NO_TEXT.search(value):
+        raise PromptError(
+            f"{name} has U+{ord(found[0]):04X} at character {found.start() + 1}, which no text can hold: "
+            "remove it (it may be half of a character that was cut in two)."
         )
 
 

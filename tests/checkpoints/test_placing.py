@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sd35.checkpoints.locked_folder import BusyError, LockedFolder
+from sd35.checkpoints.locked_folder import HeldError, LockedFolder
 from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.errors import CheckpointError, OutputError
 
@@ -159,5 +159,5 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_folder_that_has_just_been_cleared_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between making the folder and locking it, whoever had it may take it away: try again, no full disk."""
     monkeypatch.setattr(FileLock, "acquire", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
-    with pytest.raises(BusyError):
+    with pytest.raises(HeldError):
         LockedFolder(tmp_path / "gone")

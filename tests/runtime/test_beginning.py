@@ -287,6 +287,18 @@ def test_by_every_plan(plan: MemoryPlan, demo_fp8: Path, apple: SourcePicture) -
     assert pipeline.residence.dock.held == 0
 
 
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_small_device_has_no_encoder(strips: bool, demo_fp8: Path, apple: SourcePicture) -> None:
+    """Where decoding is in strips the host encodes: nothing of the encoder comes to the device."""
+    pipeline = load_pipeline(demo_fp8, RuntimeConfig(device="cpu"))
+    residence = pipeline.residence
+    residence.change(MemoryPlan("staged", strips=strips))
+    pictures = begun(apple).pictures(pipeline.variant)
+    with torch.inference_mode():
+        pipeline.source_encoder.encode(pictures, residence)
+    assert (residence.dock.peak == 0) is strips
+
+
 class Counted(TorchDispatchMode):
     """The most bytes that operations' results took at one time."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd35.config import Kernels, RuntimeConfig
+from sd35.config import ComputeDtype, Kernels, RuntimeConfig
 from sd35.errors import CheckpointError, DeviceError, RequestError
 from sd35.request import GenerationRequest
 from sd35.runtime import facts, load
@@ -98,6 +98,17 @@ def test_no_variant_gives_a_checkpoint_what_it_lacks(demo: Path) -> None:
         pipeline.generate(replace(small, width=1024))
     with pytest.raises(RequestError, match="layers 0 to 5"):
         pipeline.generate(replace(small, skip_layer_guidance_scale=2.8))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_reading_is_told_from_nothing_to_all(demo_fp8: Path, dtype: ComputeDtype) -> None:
+    """The share of the weights that has been read only grows, by hundredths, and ends at 1."""
+    shares: list[float] = []
+    config = RuntimeConfig(device="cpu", compute_dtype=dtype)
+    load_pipeline(demo_fp8, config, on_progress=shares.append)
+    assert shares == sorted(set(shares))
+    assert shares[0] < 0.1
+    assert shares[-1] == 1
 
 
 def test_weight_bytes(pipeline_fp8: Pipeline, demo_fp8: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -172,6 +173,29 @@ def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
         pipeline.generate(
             GenerationRequest("a fox", width=512, height=512, num_images=64, num_inference_steps=28)
         )
+
+
+def test_sharers_hear_before_parts_move(demo_fp8: Path) -> None:
+    """Another plan sends all parts home; who shares some is told before."""
+    residence = load_pipeline(demo_fp8, CPU).residence
+    seen: list[MemoryPlan] = []
+    residence.before_change = lambda: seen.append(residence.plan)
+    residence.change(PLANS[-1])
+    assert seen == [PLANS[0]]
+
+
+@pytest.mark.parametrize(("plan", "forgotten"), [(PLANS[0], 0), (PLANS[4], 1)])
+def test_recordings_end_with_the_addresses_that_they_know(
+    plan: MemoryPlan, forgotten: int, movable: Pipeline
+) -> None:
+    """Where weights move between stages a loop's recordings are gone after it; else they are kept."""
+    recorder = Mock()
+    movable.residence.change(plan)
+    recording = replace(movable, recorder=recorder)
+    with recording.recording() as found:
+        assert found is recorder
+        assert recorder.forget.call_count == 0
+    assert recorder.forget.call_count == forgotten
 
 
 def failing(times: int, original: Callable) -> Callable:  # type: ignore[type-arg]

@@ -67,6 +67,31 @@ def test_progress_is_told_once_a_step() -> None:
     assert len(told) == 3
 
 
+def test_a_card_has_one_more_step_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is waited for, and told, only when the next is in the queue behind it; all by the end."""
+    said: list[str] = []
+
+    class Event:
+        """Of a card that is not there."""
+
+        def record(self, stream: object) -> None:
+            """Behind what is queued."""
+            said.append("queued")
+
+        def synchronize(self) -> None:
+            """The host waits."""
+            said.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    progress = Progress(lambda done, of: said.append(f"{done}/{of}"), 3, torch.device("cuda"))
+    for _ in range(3):
+        progress.queued()
+    assert said == ["queued", "queued", "waited", "1/3", "queued", "waited", "2/3"]
+    progress.finish()
+    assert said[7:] == ["waited", "3/3"]
+
+
 @pytest.mark.parametrize("skip_layers", [(), (2, 3)])
 @torch.inference_mode()
 def test_two_passes_are_one(pipeline_fp32: Pipeline, skip_layers: tuple[int, ...]) -> None:

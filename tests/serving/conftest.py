@@ -108,6 +108,18 @@ def rough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield start(rough=True)
 
 
+@pytest.fixture
+def decoding(demo_copy: Path, edit_tensors: Callable[..., None]) -> Path:
+    """A checkpoint whose VAE can only decode."""
+
+    def cut(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith("encoder.")]:
+            del tensors[name]
+
+    edit_tensors(demo_copy / "vae" / "diffusion_pytorch_model.safetensors", cut)
+    return demo_copy
+
+
 @contextmanager
 def servers(data_dir: Path) -> Iterator[ServerFactory]:
     started: list[Served] = []

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -179,6 +180,20 @@ def test_what_is_no_picture_is_refused(served: Served, path: str) -> None:
     assert answer.status_code == 400
     assert "PNG, JPEG" in said
     assert last_request(served) == before
+
+
+def test_a_model_without_an_encoder_is_told_beforehand(start_server: ServerFactory, decoding: Path) -> None:
+    """Clients see which models can begin with a picture, and those that can't refuse one at once."""
+    served = start_server(models=f"demo,half@demo={decoding},away@demo=/no/such/place")
+    models = served.client.get("/api/v1/capabilities").json()["models"]
+    assert {model["id"]: model["image_to_image"] for model in models} == {
+        "demo": True, "half": False, "away": True,
+    }  # fmt: skip
+    body = {"prompt": "a fox", "model": "half", "image": base64.b64encode(png(picture())).decode()}
+    answer = served.client.post("/api/v1/jobs", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    assert "no encoder" in answer.json()["error"]["message"]
+    served.client.post("/api/v1/jobs", json={"prompt": "a fox", "model": "half"}).raise_for_status()
 
 
 def test_a_large_picture_passes_where_pictures_may_come(served: Served) -> None:

@@ -1,6 +1,7 @@
 """Finding and erasing pictures, over HTTP to servers with the null engine."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sd35.serving.keys import KeyStore, Quotas
@@ -50,6 +51,19 @@ def test_one_picture_is_erased(served: Served) -> None:
     content = served.client.get(second["url"]).content
     assert hashlib.sha256(content).hexdigest() == second["sha256"]
     assert served.client.delete(f"/api/v1/jobs/{job['id']}/images/7").status_code == 404
+
+
+def test_pictures_erased_at_once_stay_erased(start_server: ServerFactory) -> None:
+    """Of erasings that come together none brings back what another took, also after a restart."""
+    served = start_server(max_images=8)
+    job = served.end(served.post(n=8, seed=0)["id"])
+    addresses = [f"/api/v1/jobs/{job['id']}/images/{seed}" for seed in range(8)]
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(served.client.delete, addresses))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert served.job(job["id"])["images"] == []
+    served.kill()
+    assert start_server().job(job["id"])["images"] == []
 
 
 def test_the_words_go_with_the_last_picture(start_server: ServerFactory, tmp_path: Path) -> None:

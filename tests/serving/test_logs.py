@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sd35.serving.logs import about, configure
+from sd35.serving.settings import LogFormat
 
 from .conftest import ServerFactory
 
@@ -72,3 +73,19 @@ def test_a_server_logs_jobs_as_json(start_server: ServerFactory, capfd: pytest.C
     assert (ends[bad]["outcome"], ends[bad]["error"], ends[bad]["attempts"]) == ("failed", "worker_died", 2)
     lost = [line for line in lines if "worker lost over job" in line["event"]]
     assert [line["job_id"] for line in lost] == [bad, bad]
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_an_error_tells_no_prompt(stderr: io.StringIO, form: LogFormat) -> None:
+    """What broke is told with its lines, and without the values that they worked on."""
+    configure(form)
+
+    def draw(prompt: str) -> None:
+        raise ValueError("broken")
+
+    try:
+        draw("a " + "secret")
+    except ValueError:
+        logging.getLogger("sd35.x").exception("failed")
+    assert "ValueError: broken" in stderr.getvalue()
+    assert "a secret" not in stderr.getvalue()

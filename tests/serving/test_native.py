@@ -171,6 +171,32 @@ def test_long_body_of_untold_length_is_refused(served: Served, path: str) -> Non
     assert "longer than" in answer.text
 
 
+@pytest.mark.parametrize("values", ["1," * 300_000 + "1", "[" * 300_000, '{"a":' * 300_000])
+def test_a_body_of_small_values_is_refused(served: Served, values: str) -> None:
+    """Room for a picture is none for a million values, which would keep everyone waiting."""
+    body = f'{{"prompt":"a fox","x":[{values}]}}'
+    answer = served.client.post("/api/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "values" in answer.json()["error"]["message"]) == (413, True)
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\u0000"])
+@pytest.mark.parametrize("face", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_half_a_character_is_refused(served: Served, face: str, half: str) -> None:
+    """Such a prompt could be stored and never shown again: the list of jobs would fail for ever."""
+    for body in (f'{{"prompt":"a fox {half}"}}', f'{{"prompt":"a fox","negative_prompt":"{half}"}}'):
+        answer = served.client.post(face, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, "no text" in answer.text) == (400, True)
+    assert served.client.get("/api/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("last", ["9" * 5000, "x", "-1"])
+def test_a_foreign_event_id_is_refused(served: Served, last: str) -> None:
+    """However long it is."""
+    address = f"/api/v1/jobs/{served.post()['id']}/events"
+    answer = served.client.get(address, headers={"Last-Event-ID": last})
+    assert (answer.status_code, "Last-Event-ID" in answer.text) == (400, True)
+
+
 def test_capabilities_tell_what_may_be_asked(served: Served) -> None:
     """A client can build its form from them."""
     found = served.client.get("/api/v1/capabilities").json()

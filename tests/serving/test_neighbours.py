@@ -1,5 +1,6 @@
 """Keys, prompt filter and signed addresses, met by clients of a running server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_once_there_is_a_key_every_route_asks_for_one(start_server: ServerFactor
     assert served.client.get("/v1/models").status_code == 401
     assert served.client.get("/v1/models", headers={"Authorization": f"Bearer {looking}"}).status_code == 200
     assert served.client.get("/livez").status_code == 200
+
+
+def test_quotas_hold_for_requests_that_come_together(start_server: ServerFactory, tmp_path: Path) -> None:
+    """Twenty at once get no more than one after the other would."""
+    served = start_server()
+    keys = KeyStore(tmp_path / "data")
+    header = {"Authorization": f"Bearer {keys.add('three', quotas=Quotas(images_per_day=3))[1]}"}
+    keys.close()
+
+    def ask(_: int) -> int:
+        return served.client.post("/api/v1/jobs", json={"prompt": "a fox"}, headers=header).status_code
+
+    with ThreadPoolExecutor(20) as clients:
+        assert sorted(clients.map(ask, range(20))) == [202] * 3 + [429] * 17
 
 
 def test_quotas_of_a_day_hold(start_server: ServerFactory, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sd35.errors import MissingError
 from sd35.pictures_in.source_picture import SourcePicture
+from sd35.serving.native import BASE64_PIECE, from_base64
 from sd35.serving.problems import Problem, ServiceError
 from sd35.serving.store import Store
 from sd35.serving.uploads import Upload, Uploads, read_upload
@@ -44,6 +45,18 @@ def test_only_pixels_are_kept(tmp_path: Path) -> None:
     assert path.name == f"{SOURCE.sha256}.png"
     assert b"FOREIGN" not in path.read_bytes()
     assert read_upload(path) == SOURCE
+
+
+def test_base64_is_read_in_pieces() -> None:
+    """A file of several pieces comes out whole; one that ends (=) in the middle and goes on is refused."""
+    data = bytes(range(256)) * 5000
+    text = in_base64(data + b"!")
+    assert len(text) > 2 * BASE64_PIECE
+    assert from_base64(text) == from_base64(f"data:image/png;base64,{text}") == data + b"!"
+    ended = text[: BASE64_PIECE - 4] + "QQ==" + text[BASE64_PIECE:]
+    for wrong in (ended, text + "A", text[:-1] + "*", text[:BASE64_PIECE] + "Ä"):
+        with pytest.raises(ServiceError, match="not base64"):
+            from_base64(wrong)
 
 
 def test_the_same_picture_is_kept_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 LOCK = "lock"
 
 
-class BusyError(Exception):
+class HeldError(Exception):
     """Another process works in the folder."""
 
 
@@ -32,7 +32,7 @@ class LockedFolder:
         try:
             self._lock.acquire()
         except (Timeout, FileNotFoundError) as error:  # gone: another process has cleared it this moment
-            raise BusyError from error
+            raise HeldError from error
 
     def release(self) -> None:
         """Let others in."""

@@ -108,20 +108,19 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{place} is not of the format {FORMAT}: quantize or fetch anew.")
     try:
-        files = {path: FileRecord(**record) for path, record in content.pop("files").items()}
+        files = {_below(path): FileRecord(**record) for path, record in content.pop("files").items()}
         source = {path: FileRecord(**record) for path, record in content.pop("source", {}).items()}
         origin = content.pop("origin", None)
-        manifest = Manifest(
-            files=files, source=source, origin=Origin(**origin) if origin else None, **content
-        )
+        return Manifest(files=files, source=source, origin=Origin(**origin) if origin else None, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): quantize or fetch anew.") from error
-    for path in files:  # what it lists is written to when it is mended, and a stranger may have made the list
-        if not is_plain(path):
-            raise CheckpointError(
-                f"{place} lists {printable(path)}, which is no file inside its folder: fetch anew."
-            )
-    return manifest
+
+
+def _below(path: str) -> str:
+    """The path, which stays in its folder: a manifest may be a stranger's, and files are mended by it."""
+    if not is_plain(path):
+        raise TypeError(f"{printable(path)} is no path in the folder")
+    return path
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
@@ -136,12 +135,15 @@ def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
 def record(checkpoint: Path, tool: str) -> Manifest:
     """Write the manifest of a folder or a single file that came without one: what it holds today.
 
-    RequestError if it has one, OutputError if it can't be written.
+    RequestError if it has one, CheckpointError if no other system could have its files' names, OutputError if
+    it can't be written.
     """
     place = manifest_place(checkpoint)
     if place.exists():
         raise RequestError(f"{place} is there already, and is never overwritten: remove it to record anew.")
     files = hash_files(checkpoint) if checkpoint.is_dir() else {checkpoint.name: hash_file(checkpoint)}
+    if odd := [name for name in files if not is_plain(name)]:
+        raise CheckpointError(f"{printable(odd[0])} is no name that every system can have: rename the file.")
     manifest = Manifest(files, tool=tool)
     try:
         write_manifest(checkpoint, manifest)

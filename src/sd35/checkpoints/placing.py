@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd35.checkpoints.locked_folder import LOCK, BusyError, LockedFolder, remove
+from sd35.checkpoints.locked_folder import LOCK, HeldError, LockedFolder, remove
 from sd35.errors import OutputError, RefusedError, RequestError
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
     """
     try:
         locked = LockedFolder(partial)
-    except BusyError as error:
+    except HeldError as error:
         raise BeingMadeError(
             f"{destination} is being written by another sd35 at this moment: wait for it, or choose another "
             "place."

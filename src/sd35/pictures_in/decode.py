@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from sd35.errors import MissingError, SourceError
@@ -33,10 +34,14 @@ if sys.platform == "linux":
 
     def nameless_file() -> IO[bytes]:
         """A file that is gone when it is closed: in memory."""
-        return open(os.memfd_create("picture"), "w+b")
+        return open(os.memfd_create("picture"), "w+b", buffering=0)
 
 else:
-    from tempfile import TemporaryFile as nameless_file
+
+    def nameless_file() -> IO[bytes]:
+        """A file that is gone when it is closed: on disk."""
+        return TemporaryFile(buffering=0)
+
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,10 @@ def decode(data: bytes, limits: Limits = Limits()) -> SourcePicture:
     with _filled(data) as file, _filled() as answer:
         _run(file, answer, limits)
         answer.seek(0)
-        head, pixels = answer.readline(ANSWER_LINE), answer.read(3 * limits.pixels + 1)
+        head = answer.readline(ANSWER_LINE)
+        # In one piece: the file's own buffer would be joined to it, and all threads wait for 96 MB.
+        os.lseek(answer.fileno(), len(head), os.SEEK_SET)
+        pixels = os.read(answer.fileno(), 3 * limits.pixels + 1)
     return _picture(head, pixels, limits)
 
 
@@ -163,9 +171,11 @@ def _too_slow(bound: str) -> SourceError:
 
 @contextmanager
 def _filled(content: bytes = b"") -> Iterator[IO[bytes]]:
-    """A file that a child can be given as its stdin or stdout, open at its beginning."""
+    """A file that a child can be given as its stdin or stdout, open at its beginning.
+
+    Unbuffered: joining a buffer to 96 MB of pixels would keep all threads waiting.
+    """
     with nameless_file() as file:
         file.write(content)
-        file.flush()
         file.seek(0)
         yield file

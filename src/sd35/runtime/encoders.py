@@ -77,13 +77,13 @@ class TextEncoders:
         """One row for each prompt, by itself; the encoders take turns, as they may have to share a card."""
         from_l = self.clip_l.encode([prompt.clip_l for prompt in prompts], CLIP_TOKENS)
         from_g = self.clip_g.encode([prompt.clip_g for prompt in prompts], CLIP_TOKENS)
-        clips = [self._padded(row_l[0], row_g[0]) for row_l, row_g in zip(from_l, from_g, strict=True)]
-        pooled = [
-            torch.cat([row_l[1], row_g[1]], dim=-1) for row_l, row_g in zip(from_l, from_g, strict=True)
-        ]
+        clips, pooled = [], []
+        for (tokens_l, pooled_l), (tokens_g, pooled_g) in zip(from_l, from_g, strict=True):
+            clips.append(self._padded(tokens_l, tokens_g))
+            pooled.append(torch.cat([pooled_l, pooled_g], dim=-1))
         t5s = self._t5([prompt.t5 for prompt in prompts], max_sequence_length, clips)
-        rows = [torch.cat([clip, t5], dim=1) for clip, t5 in zip(clips, t5s, strict=True)]
-        return [PromptEmbeds(*row) for row in zip(rows, pooled, strict=True)]
+        sequences = [torch.cat([clip, t5], dim=1) for clip, t5 in zip(clips, t5s, strict=True)]
+        return [PromptEmbeds(*row) for row in zip(sequences, pooled, strict=True)]
 
     def _padded(self, tokens_l: Tensor, tokens_g: Tensor) -> Tensor:
         """Both CLIP's tokens side by side, as wide as the sequence."""

@@ -146,8 +146,8 @@ class Parade:
 
     With `repeats`, the first is fetched again while the last works, and the rooms stay until `leave`; else
     the last one's end is the end. A module called again at once is still there; one called out of turn is
-    fetched when it is called. `keep` makes of
-    a module's result one that reads nothing of the module's: the next but one takes its room.
+    fetched when it is called. `keep` makes of a module's result one that reads nothing of the module's: the
+    next but one takes its room.
     """
 
     def __init__(

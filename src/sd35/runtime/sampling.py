@@ -63,11 +63,11 @@ def denoise(
 ) -> Tensor:
     """Latents [B, 16, H, W] in float32, at the first step's noise level -> the picture's, same shape.
 
-    That step is the settings' `first_step`: all from pure noise, fewer from an image.
-    `embeds` holds the negative rows first, then the prompts' rows, where guidance is on. `guidance_scales`
-    has one for each row; empty, it is the settings' for all. With a recorder
-    the steps are replayed from CUDA graphs; without `one_pass` guidance takes two smaller ones. Nothing is
-    computed for glimpses after other steps than theirs, and the loop never waits for one.
+    All steps are run from pure noise; from an image, those from the settings' `first_step` on. Where guidance
+    is on, `embeds` holds the negative prompts' rows first, then the prompts', and `guidance_scales` has one
+    scale for each picture; empty, the settings' is for all. With a recorder the steps are replayed from CUDA
+    graphs; without `one_pass` guidance takes two smaller passes. Nothing is computed for glimpses after other
+    steps than theirs, and the loop never waits for one.
     """
     first = settings.first_step
     sigmas = flow_sigmas(settings.num_inference_steps, shift)[first:].to(latents.device)

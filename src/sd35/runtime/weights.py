@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sd35.checkpoints.source import TensorSource
+from sd35.checkpoints.vae_halves import NO_ENCODER
 from sd35.config import Attention, Kernels
 from sd35.errors import CheckpointError
 from sd35.fp8 import BLOCK, ScaledTensor, Scheme, granularity_of
@@ -154,10 +155,7 @@ def fill_vae_decoder(decoder: VaeDecoder, tensors: TensorSource, placement: Plac
 def fill_vae_encoder(encoder: VaeEncoder, tensors: TensorSource, placement: Placement) -> None:
     """The same for the encoder; CheckpointError where the file has none, as text alone needs none."""
     if not any(name.startswith(encoder.prefix) for name in tensors):
-        raise CheckpointError(
-            "The VAE of this checkpoint has no encoder, so no picture can begin with an image: leave the "
-            "image out, or take a checkpoint with a whole VAE."
-        )
+        raise CheckpointError(NO_ENCODER)
     _fill_vae(encoder, tensors, placement, beside=VaeDecoder.prefix)
 
 
@@ -189,13 +187,13 @@ class _Source:
                 f"{name} is {value.dtype} and the file's header declares no format for it, so its scale is "
                 "unknown: fetch the checkpoint again, or quantize it anew with `sd35 quantize`."
             )
-        return value.to(self.placement.home, self.placement.dtype)
+        return self._counted(value.to(self.placement.home, self.placement.dtype))
 
     def scaled(self, layer: str) -> ScaledTensor:
         """An FP8 weight as stored, its scale spread to one a row (and K group)."""
         data, scale = self._read(f"{layer}.weight"), self._read(f"{layer}.weight_scale")
-        home = self.placement.home
-        return ScaledTensor(data.to(home), rowwise_scale(layer, scale, data.shape).to(home))
+        scale = rowwise_scale(layer, scale, data.shape)
+        return ScaledTensor(*(self._counted(part.to(self.placement.home)) for part in (data, scale)))
 
     def input_scale(self, layers: tuple[str, ...]) -> Tensor:
         """The one static activation scale of layers that share their input, float32."""
@@ -226,9 +224,11 @@ class _Source:
                 "the checkpoint is damaged or of something else, so fetch it again."
             )
         self._used.add(name)
-        value = self.tensors.read(name)
-        size = 1 if value.dtype.itemsize == 1 else self.placement.dtype.itemsize
-        self.placement.on_read(value.numel() * size)
+        return self.tensors.read(name)
+
+    def _counted(self, value: Tensor) -> Tensor:
+        """A tensor that lies where it will; those who count are told."""
+        self.placement.on_read(value.nbytes)
         return value
 
 

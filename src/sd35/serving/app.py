@@ -41,6 +41,9 @@ from sd35.serving.uploads import LIMITS
 
 BODY_LIMIT = 256 * 1024  # bytes; the largest prompts are some 40 kB in UTF-8
 PICTURE_BODY_LIMIT = LIMITS.file_bytes * 4 // 3 + BODY_LIMIT  # base64 takes four bytes for three
+# What JSON's values begin or end with; a body within BODY_LIMIT has no more of them. Where a picture may come
+# there is room for ten million, and everyone would wait for a second while they become objects.
+VALUE_SIGNS, MOST_VALUES = (b",", b"[", b"{"), BODY_LIMIT
 STOP_S = 2.0  # for a database that doesn't answer: what it has can be gone on with
 BY_STATUS = {404: Problem.NOT_FOUND, 405: Problem.METHOD_NOT_ALLOWED}
 
@@ -179,18 +182,25 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = _body_limit(scope["path"])
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
             await _render(scope["path"], _too_large(limit))(scope, receive, send)
             return
-        taken = 0
+        is_json = not headers.get(b"content-type", b"").startswith(b"multipart/")
+        taken = values = 0
 
         async def counted() -> Message:
-            nonlocal taken
+            nonlocal taken, values
             message = await receive()
-            taken += len(message.get("body", b""))
+            body = message.get("body", b"")
+            taken += len(body)
+            values += sum(map(body.count, VALUE_SIGNS)) if is_json else 0
             if taken > limit:
                 raise _too_large(limit)
+            if values > MOST_VALUES:
+                said = f"The body holds more than {MOST_VALUES} values: send one picture and its settings."
+                raise ServiceError(Problem.TOO_LARGE, said)
             return message
 
         await self._app(scope, counted, send)

@@ -8,10 +8,12 @@ import secrets
 import time
 from dataclasses import dataclass
 
+from sd35.checkpoints.vae_halves import NO_ENCODER
 from sd35.errors import PromptError, RequestError
 from sd35.request import STRENGTH, GenerationRequest, check_strength, size_for
 from sd35.serving.jobs import Job, Priority, Spec, body_hash
 from sd35.serving.keys import Caller
+from sd35.serving.offers import begins_with_images
 from sd35.serving.outbound import refuse_hidden
 from sd35.serving.pictures import FORMATS
 from sd35.serving.problems import Problem, ServiceError, of_request
@@ -59,6 +61,8 @@ def make_job(
     _measure(ask)
     _judge(ask, caller, policy)
     _check(ask, settings)
+    if ask.image is not None and not begins_with_images(model):
+        raise ServiceError(Problem.INVALID_REQUEST, NO_ENCODER, param="image")
     spec = _spec(ask, model)
     try:
         spec.pictures(model)

@@ -5,7 +5,8 @@
 
 The job's row stays, without prompt and pictures: quotas and records count what was drawn, not what was kept.
 Files go first. A server that is killed in between has a row that still names them, and the same request
-again finishes the work; the other way round a file would stay that nothing names.
+again finishes the work; the other way round a file would stay that nothing names. One erases at a time: of
+two that read the same row, the later would bring back what the other took.
 """
 
 import asyncio
@@ -31,18 +32,20 @@ router = APIRouter(prefix=PREFIX)
 async def delete_images(job_id: str, request: Request, caller: Known) -> dict[str, Any]:
     """Erase an ended job's pictures, and its words."""
     service = gateway_of(request).service
-    live = await service.find(job_id, caller)
-    return view(await erase(service, live, {image.seed for image in live.job.images}), request)
+    async with service.erasing:
+        live = await service.find(job_id, caller)
+        return view(await erase(service, live, {image.seed for image in live.job.images}), request)
 
 
 @router.delete("/jobs/{job_id}/images/{seed}")
 async def delete_image(job_id: str, seed: int, request: Request, caller: Known) -> dict[str, Any]:
     """Erase one picture of a job."""
     service = gateway_of(request).service
-    live = await service.find(job_id, caller)
-    if seed not in {image.seed for image in live.job.images}:
-        raise ServiceError(Problem.NOT_FOUND, f"The job {job_id!r} has no picture of seed {seed}.")
-    return view(await erase(service, live, {seed}), request)
+    async with service.erasing:
+        live = await service.find(job_id, caller)
+        if seed not in {image.seed for image in live.job.images}:
+            raise ServiceError(Problem.NOT_FOUND, f"The job {job_id!r} has no picture of seed {seed}.")
+        return view(await erase(service, live, {seed}), request)
 
 
 async def erase(service: JobService, live: LiveJob, seeds: set[int]) -> LiveJob:

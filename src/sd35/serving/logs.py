@@ -34,7 +34,13 @@ def configure(form: LogFormat) -> None:
     if form == "json":
         last += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        last += [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, pad_level=False)]
+        # Rich's own tracebacks, where it is installed, show what variables hold: prompts.
+        plain = structlog.dev.plain_traceback
+        last += [
+            structlog.dev.ConsoleRenderer(
+                colors=False, pad_event_to=0, pad_level=False, exception_formatter=plain
+            )
+        ]
     formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=last)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)

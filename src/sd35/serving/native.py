@@ -53,6 +53,8 @@ ClientId = Annotated[str, Path(alias="job_id", min_length=1, max_length=200, pat
 NAME = "native"  # in records and metrics
 PICTURE_PATHS = (f"{PREFIX}/jobs",)  # where bodies may hold a picture
 LONGEST_WORD = 2000
+LONGEST_EVENT_ID = 20  # digits; microseconds since 1970 have 16
+BASE64_PIECE = 1 << 19  # characters, a multiple of 4: a millisecond
 Real = StrictFloat | StrictInt
 Side = Annotated[Exact, described(minimum=PIXELS_PER_TOKEN, multipleOf=PIXELS_PER_TOKEN)]
 Words = Annotated[StrictStr, described(maxLength=MAX_PROMPT_CHARACTERS)]
@@ -148,8 +150,8 @@ async def job_events(job_id: str, request: Request, caller: Known) -> StreamingR
     """What happens to a job, from the first event remembered or from `Last-Event-ID` on, until it ends."""
     live = await gateway_of(request).service.find(job_id, caller)
     last = request.headers.get("last-event-id", "0")
-    if not last.isdecimal():
-        raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last!r}: give an id that came.")
+    if not last.isdecimal() or len(last) > LONGEST_EVENT_ID:
+        raise ServiceError(Problem.INVALID_REQUEST, f"Last-Event-ID is {last[:80]!r}: give an id that came.")
     return EventStream(_stream(live, int(last)), headers={"Cache-Control": "no-store"})
 
 
@@ -234,12 +236,20 @@ async def _accept(body: JobBody, request: Request, caller: Caller, client_id: st
 def from_base64(text: str) -> bytes:
     """A file that JSON carries, bare or as a `data:` URL; ServiceError where it is neither."""
     encoded = text.partition(",")[2] if text.startswith("data:") else text
+    # In pieces: decoding lets no other thread run, and clients of /livez would wait for all of it.
+    pieces = (encoded[at : at + BASE64_PIECE] for at in range(0, len(encoded), BASE64_PIECE))
     try:
-        return base64.b64decode(encoded, validate=True)
+        decoded = [base64.b64decode(piece, validate=True) for piece in pieces]
     except ValueError as error:
-        raise ServiceError(
-            Problem.INVALID_IMAGE, "image is not base64: send the file's bytes encoded so.", param="image"
-        ) from error
+        raise _not_base64() from error
+    if any(len(piece) != BASE64_PIECE // 4 * 3 for piece in decoded[:-1]):  # it ended, and went on
+        raise _not_base64()
+    return b"".join(decoded)
+
+
+def _not_base64() -> ServiceError:
+    said = "image is not base64: send the file's bytes encoded so."
+    return ServiceError(Problem.INVALID_IMAGE, said, param="image")
 
 
 async def _stream(live: LiveJob, last: int) -> AsyncIterator[str]:

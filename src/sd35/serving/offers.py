@@ -6,8 +6,12 @@ arXiv 2403.03206), and come in steps of 64 pixels, or 16 for models that draw sm
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
+from sd35.checkpoints.store import locate
+from sd35.checkpoints.vae_halves import lacks_encoder
+from sd35.errors import Sd35Error
 from sd35.serving.settings import Model
 from sd35.variants import PIXELS_PER_TOKEN, Variant
 
@@ -39,7 +43,20 @@ def offer(model: Model, models: Iterable[Model]) -> dict[str, Any]:
         "prompts": list(_DEMO_PROMPTS if model.variant.name == "demo" else _PROMPTS),
         "size_step": PIXELS_PER_TOKEN,
         "schedulers": [SCHEDULER],
+        "image_to_image": begins_with_images(model),
     }
+
+
+@lru_cache
+def begins_with_images(model: Model) -> bool:
+    """Whether its pictures can begin with an image; looked up once, in the names that its VAE's file has.
+
+    A checkpoint that can't be read here counts as whole: what is wrong with it, the worker says.
+    """
+    try:
+        return not lacks_encoder(locate(model.checkpoint))
+    except (Sd35Error, OSError):
+        return True
 
 
 def sizes(variant: Variant) -> list[dict[str, Any]]:

@@ -11,12 +11,18 @@ from sd35.serving.store import Store
 DAY_S = 86_400.0
 
 
-async def hold_to_quotas(store: Store, job: Job, caller: Caller) -> None:
-    """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
+def has_quotas(caller: Caller) -> bool:
+    """Whether there is anything to count."""
     quotas = caller.quotas
     limits = (quotas.images_per_day, quotas.megapixel_steps_per_day)
-    if caller.key_id is None or limits == (None, None):
+    return caller.key_id is not None and limits != (None, None)
+
+
+async def hold_to_quotas(store: Store, job: Job, caller: Caller) -> None:
+    """quota_exceeded where this job would go beyond what the key may ask for in 24 hours."""
+    if caller.key_id is None or not has_quotas(caller):
         return
+    limits = (caller.quotas.images_per_day, caller.quotas.megapixel_steps_per_day)
     used = await asyncio.to_thread(store.asked_since, caller.key_id, time.time() - DAY_S)
     asked = (job.spec.n, job.spec.cost)
     rows = zip(("pictures", "megapixel-steps"), limits, used, asked, strict=True)

@@ -30,7 +30,7 @@ from sd35.serving.messages import Drawing, Loaded
 from sd35.serving.output_check import OutputCheck
 from sd35.serving.pool import Pool
 from sd35.serving.problems import BUG_WORDS, Problem, ServiceError
-from sd35.serving.quotas import hold_to_quotas
+from sd35.serving.quotas import has_quotas, hold_to_quotas
 from sd35.serving.recent import RecentPictures
 from sd35.serving.settings import ServerSettings
 from sd35.serving.storage import Storage
@@ -63,6 +63,8 @@ class JobService:
         self._lives: dict[str, LiveJob] = {}
         self.pool = Pool(settings, commands, self, self._lives)
         self.is_draining = False
+        self.erasing = asyncio.Lock()  # for `gallery`
+        self._counting: dict[str | None, asyncio.Lock] = {}  # by key, for those that have quotas
         self.ended = dict.fromkeys((state.value for state in State if state.is_final), 0)
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,8 +124,7 @@ class JobService:
         self.queue.admit(caller.key_id, self.pool.expected, caller.quotas.queued_jobs)
         with self.pool.expecting():
             try:
-                await hold_to_quotas(self._store, job, caller)
-                accepted = await asyncio.wrap_future(self._store.accept(job))
+                accepted = await self._counted(job, caller)
             except SQLAlchemyError as error:
                 self.tell(StoreTried("database", str(error)))
                 raise database_failed(error) from error
@@ -148,7 +149,7 @@ class JobService:
         return [self._known(job) for job in await self.read(self._store.page, caller.key_id, *which)]
 
     async def rewrite(self, job: Job) -> None:
-        """Write an ended job as it is now."""
+        """Write what erasing has left of an ended job."""
         await asyncio.wrap_future(self._store.rewrite(job))
 
     async def cancel(
@@ -236,6 +237,14 @@ class JobService:
         self._remember(ended.id)
 
     # ---- inside
+
+    async def _counted(self, job: Job, caller: Caller) -> Job:
+        """The job, in the database; one of a key with quotas at a time, for they are counted there."""
+        if not has_quotas(caller):
+            return await asyncio.wrap_future(self._store.accept(job))
+        async with self._counting.setdefault(caller.key_id, asyncio.Lock()):
+            await hold_to_quotas(self._store, job, caller)
+            return await asyncio.wrap_future(self._store.accept(job))
 
     async def _save(self, live: LiveJob, drawing: Drawing, loaded: Loaded, breaker: Breaker) -> None:
         job, begin = live.job, time.monotonic()

@@ -148,10 +148,11 @@ class Store:
         return self._submit(operation)
 
     def rewrite(self, job: Job) -> "Future[None]":
-        """Write a job that has ended as it is now: pictures of it were erased."""
+        """Write what erasing has left of an ended job; the rest of its row others may be writing."""
         row, job_id = _row(job), job.id
+        left = {"spec": row["spec"], "images": row["images"]}
         return self._submit(
-            lambda connection: connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(row))
+            lambda connection: connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(left))
         )
 
     # ---- reading

@@ -160,6 +160,19 @@ def test_a_server_that_goes_away_is_told_of(obeying: Served, visit: Visitor) -> 
     assert page.input_value("#prompt") == "a second fox"
 
 
+def test_a_server_that_went_away_is_asked_in_peace(obeying: Served, visit: Visitor) -> None:
+    """Its page asks again now and then, and not as fast as it is refused, though a job went on there."""
+    visit.expected.append("ERR_")
+    page, asked = visit(obeying.url), []
+    ask(page, "slow")
+    page.wait_for_selector(".is-working")
+    obeying.kill()
+    page.wait_for_selector('#model-dot[data-place="away"]')
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(3000)
+    assert 0 < len(asked) < 30
+
+
 def test_delete_takes_two_presses(obeying: Served, visit: Visitor) -> None:
     """The first asks, the second erases: the tile, the file, and the next picture is shown."""
     page = visit(obeying.url)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sd35.pictures_in.source_picture import SourcePicture
-from serving.conftest import Served
+from serving.conftest import Served, servers
 
 from .conftest import Visitor, until
 from .test_drawing_pictures import drop
@@ -169,3 +169,21 @@ _PLAIN = dict(os.environ)
 
 def _picture_in(path: Path) -> bytes:
     return base64.b64decode(json.loads(path.read_text())["data"][0]["b64_json"])
+
+
+def test_a_model_that_cannot_start_from_a_picture(tmp_path: Path, decoding: Path, visit: Visitor) -> None:
+    """The page doesn't offer it; changing to such a model lets go of the picture, and says why."""
+    with servers(tmp_path / "data") as start:
+        page = visit(start(models=f"demo,half@demo={decoding}").url)
+        choose(page, png(96, 48, "teal"))
+        page.wait_for_selector("#start-picture:visible")
+        page.click("#advanced summary")
+        page.select_option("#model", "half")
+        page.wait_for_selector("#toast.is-shown")
+        assert "half can't start" in page.inner_text("#toast")
+        assert page.is_hidden("#start")
+        assert page.is_hidden("#start-picture")
+        choose(page, png(96, 48, "teal"))
+        assert page.is_hidden("#start-picture")
+        page.select_option("#model", "demo")
+        assert page.is_visible("#start")

@@ -13,7 +13,7 @@ from typing import Self
 
 from sd35.checkpoints.fetch.listing import Checksum, RemoteFile
 from sd35.checkpoints.fetch.part import Part
-from sd35.checkpoints.locked_folder import BusyError, LockedFolder
+from sd35.checkpoints.locked_folder import HeldError, LockedFolder
 from sd35.checkpoints.manifest import FILE_NAME, Manifest, Origin, write_manifest
 from sd35.checkpoints.progress import Progress
 from sd35.checkpoints.store import UNFINISHED
@@ -40,7 +40,7 @@ class Workshop:
             raise OutputError(
                 f"{self.folder} can't be written ({error.strerror}): choose another place with -o."
             ) from error
-        except BusyError as error:
+        except HeldError as error:
             raise OutputError(
                 f"Another sd35 fetch is writing to {self.folder}: wait for it, or choose another place with "
                 "-o."

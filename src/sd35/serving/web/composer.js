@@ -4,7 +4,7 @@ import { byId, h, icon, toast } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { cancel, latestOfMine, submit } from "./jobs.js";
 import { keep, recall } from "./memory.js";
-import { drawSource, learn, sizeLike, source, startSource, takeBack } from "./source.js";
+import { drawSource, fitSource, learn, sizeLike, source, startSource, takeBack } from "./source.js";
 import { modelNamed, on, state } from "./store.js";
 import { inWords, onTrouble } from "./words.js";
 
@@ -25,6 +25,12 @@ let isSending = false; // a double click asks once
 /** Wire the form; capabilities are there. */
 export function startComposer() {
   form = { ...EMPTY, strength: state.capabilities.strength, ...recall("form", {}) };
+  startSource({
+    changed: takeShape,
+    model: () => modelNamed(form.model),
+    strength: () => form.strength,
+    takeStrength: (strength) => change({ strength }),
+  });
   if (!modelNamed(form.model)) takeModel(state.capabilities.models[0].id);
   for (const [id, field] of [["prompt", "prompt"], ["negative", "negative_prompt"]])
     byId(id).addEventListener("input", (event) => change({ [field]: event.target.value }));
@@ -33,14 +39,13 @@ export function startComposer() {
   byId("seed").addEventListener("change", (event) => change({ seed: event.target.value.replace(/\D/g, ""), locked: true }));
   byId("dice").addEventListener("click", () => change({ seed: anySeed() }));
   byId("lock").addEventListener("click", () => change({ locked: !form.locked, seed: form.seed || anySeed() }));
-  byId("model").addEventListener("change", (event) => (takeModel(event.target.value), draw()));
+  byId("model").addEventListener("change", (event) => (takeModel(event.target.value), fitSource(), draw()));
   byId("composer").addEventListener("submit", (event) => (event.preventDefault(), pressed()));
   byId("another").addEventListener("click", () => go());
   byId("prompt").addEventListener("input", hideMistake);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), go());
   });
-  startSource({ changed: takeShape, strength: () => form.strength, takeStrength: (strength) => change({ strength }) });
   on("jobs", drawButton);
   on("language", draw);
   draw();

@@ -139,8 +139,9 @@ async function listen(id) {
     if (error.name !== "AbortError") tell("machine", false, error);
   } finally {
     streams.delete(id);
-    if (job(id) && isFinal(job(id))) forgetEvents(id);
   }
+  if (!job(id) || !isFinal(job(id))) return; // cut off: the next tick tries again, in its own time
+  forgetEvents(id);
   follow();
 }
 

@@ -14,10 +14,11 @@ export let source = null;
 const known = new Map(); // what a job calls it -> source
 let changed = () => {};
 let strength = () => 0;
+let model = () => null; // that is chosen
 
 /** Wire the part of the form; `form` says and takes what goes with the picture. */
 export function startSource(form) {
-  ({ changed, strength } = form);
+  ({ changed, strength, model } = form);
   byId("start").addEventListener("click", () => byId("start-file").click());
   byId("start-file").addEventListener("change", (event) => {
     if (event.target.files[0]) begin(event.target.files[0]);
@@ -29,6 +30,7 @@ export function startSource(form) {
 
 /** Begin with a file; whether it is a picture. */
 export async function begin(file, name = file.name) {
+  if (!model().image_to_image) return refuse("start.cannot", { model: model().id });
   const { formats, max_bytes } = state.capabilities.image;
   if (file.size > max_bytes) return refuse("start.large", { name, mb: Math.floor(max_bytes / 2 ** 20) });
   if (!formats.includes(file.type.replace("image/", ""))) return refuse("start.none", { name });
@@ -69,9 +71,16 @@ export function sizeLike({ width, height }, model) {
   return { ratio: null, width: legal(width), height: legal(height) };
 }
 
-/** Show it, with what its strength means. */
+/** Another model was chosen: one that can't begin with a picture lets go of it, and says so. */
+export function fitSource() {
+  if (!source || model().image_to_image) return;
+  refuse("start.cannot", { model: model().id });
+  put(null);
+}
+
+/** Show it, with what its strength means; a model that can't begin with one offers nothing. */
 export function drawSource() {
-  byId("start").hidden = source !== null;
+  byId("start").hidden = source !== null || !model().image_to_image;
   byId("start-picture").hidden = source === null;
   if (!source) return;
   if (byId("start-thumb").src !== source.address) byId("start-thumb").src = source.address;
