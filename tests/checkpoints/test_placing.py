@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from sd35.checkpoints.locked_folder import HeldError, LockedFolder
 from sd35.checkpoints.placing import Job, fresh_file, fresh_folder
 from sd35.errors import CheckpointError, OutputError
 
@@ -152,3 +154,10 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
         (tmp_path / "out").write_text("theirs")
     assert (tmp_path / "out").read_text() == "theirs"
     assert (tmp_path / ".out.partial" / "out").read_text() == "ours"
+
+
+def test_a_folder_that_has_just_been_cleared_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between making the folder and locking it, whoever had it may take it away: try again, no full disk."""
+    monkeypatch.setattr(FileLock, "acquire", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
+    with pytest.raises(HeldError):
+        LockedFolder(tmp_path / "gone")

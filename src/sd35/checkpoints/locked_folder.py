@@ -31,7 +31,7 @@ class LockedFolder:
         self._lock = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
-        except Timeout as error:
+        except (Timeout, FileNotFoundError) as error:  # gone: another process has cleared it this moment
             raise HeldError from error
 
     def release(self) -> None:
