@@ -245,22 +245,16 @@ def _check_prompt(name: str, value: str | None) -> None:
         return
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text, not {type(value).__name__}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"{name} is no Unicode text: its character {error.start + 1} is half of one, or a byte of "
-            "another encoding; give it in UTF-8."
-        ) from error
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise PromptError(
             f"{name} has {len(value):,} characters and the most is {MAX_PROMPT_CHARACTERS:,}: "
             "the text encoders read a few hundred words at most, so shorten it."
         )
     if found := _NO_TEXT.search(value):
-        raise PromptError(
+        raise RequestError(
             f"{name} has U+{ord(found[0]):04X} at character {found.start() + 1}, which no text can hold: "
-            "remove it (it may be half of a character that was cut in two)."
+            "remove it, or give the prompt in UTF-8 (it may be half of a character, or a byte of another "
+            "encoding)."
         )
 
 
