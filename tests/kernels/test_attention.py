@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sd35.errors import DeviceError
-from sd35.kernels.attention import attend_with, attention_refuses, choose_attention
+from sd35.kernels.attention import attend_with, attention_refuses, choose_attention, norms_refuse
 from sd35.kernels.operands import Heads
 
 CPU = torch.device("cpu")
@@ -35,6 +35,14 @@ def test_a_cpu_gets_sdpa_and_reasons_for_the_rest() -> None:
         assert "needs a CUDA device" in (attention_refuses(name, CPU, torch.bfloat16) or "")
         with pytest.raises(DeviceError, match=f"'{name}' can't run here: it needs a CUDA device"):
             choose_attention(name, CPU, torch.bfloat16)
+
+
+def test_norms_with_large_weights_are_refused() -> None:
+    """A score must be shifted exactly: 64 * 4.7^2 * 1.4424 is under float16's 2048, with 4.8 it is not."""
+    norm = torch.linspace(-4.7, 1, 64)
+    assert norms_refuse(norm, norm.flip(0)) is None
+    assert "a score may reach 1475" in (norms_refuse(norm * 4.8 / 4.7, norm * 4.8 / 4.7) or "")
+    assert norms_refuse(norm * torch.nan, norm) is not None
 
 
 @pytest.mark.gpu

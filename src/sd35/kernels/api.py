@@ -18,7 +18,7 @@ from sd35.config import Kernels
 from sd35.errors import DeviceError
 from sd35.fp8 import ScaledTensor
 from sd35.kernels import reference
-from sd35.kernels.operands import Form, Heads, Operand, Product, Residual, Result
+from sd35.kernels.operands import Form, Heads, Operand, Product, Residual, Result, TiledHeads
 
 FIRST_NATIVE_FP8 = (8, 9)
 FIRST_WITH_BF16 = (8, 0)
@@ -46,7 +46,9 @@ class Operations(Protocol):
     def gelu(self, hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
         """GELU of an MLP's hidden values."""
 
-    def place_heads(self, qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+    def place_heads(
+        self, qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads | TiledHeads, first: int
+    ) -> None:
         """A stream's q, k, v, normed, to their place among both streams' heads."""
 
     def group_statistics(self, x: Tensor, groups: int, added: Tensor | None = None) -> Tensor:

@@ -19,10 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sd35.config import Attention
 from sd35.errors import DeviceError
 from sd35.kernels.operands import Heads
+from sd35.kernels.reference import score_step
 
 Attend = Callable[[Heads], Tensor]
 
 HOPPER = (9, 0)
+FARTHEST_SHIFT = 2048  # up to here float16 holds every integer
 _BEST_FIRST: tuple[Attention, ...] = ("fa3", "cudnn", "flash", "sdpa")
 _SDPA_BACKENDS: dict[Attention, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -58,6 +60,18 @@ def attention_refuses(name: Attention, device: torch.device, dtype: torch.dtype)
     if name == "cudnn" and capability < HOPPER:
         return "before Hopper, FlashAttention-2 is the faster"
     return None
+
+
+def norms_refuse(norm_q: Tensor, norm_k: Tensor) -> str | None:
+    """Why `reference.attend_tiles` is too coarse for q, k normed by these weights [D], None when it is not.
+
+    A normed vector is no longer than sqrt(D) times its largest weight, and q k no more than both lengths.
+    """
+    head_dim = len(norm_q)
+    largest = head_dim * float(norm_q.abs().max()) * float(norm_k.abs().max())
+    if largest * score_step(head_dim) <= FARTHEST_SHIFT:
+        return None
+    return f"its weights can't be shifted exactly in float16 where a score may reach {largest:.0f}"
 
 
 def attend_with(name: Attention) -> Attend:

@@ -5,7 +5,8 @@ way that layer reads it, so each layer says its `Form`. Second, nobody finishes 
 read anyway: an FP8 product still needs its scales and bias (`Product`), and a residual stream its gated
 branch (`Residual`); the next operation applies them while the values are in its registers.
 
-Shapes: B batch, T tokens, S tokens of both streams, C channels, H heads, D head dim, N out channels.
+Shapes: B batch, T tokens, S tokens of both streams, P the same in whole tiles, C channels, H heads, D head
+dim, N out channels.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Form:
 
 
 PLAIN = Form()
+TILE_TOKENS = 128  # an attention's tile; `TiledHeads` have room for whole ones
+KEY_GROUP = 16  # tokens among which `TiledHeads` move their keys
 
 Operand = Tensor | ScaledTensor  # a linear layer's input: [B, T, C], or the same in E4M3 with scale [B, T, 1]
 
@@ -88,3 +91,41 @@ class Heads:
         """Room for them, unwritten."""
         q, k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(3))
         return cls(q, k, v)
+
+
+@dataclass(frozen=True)
+class TiledHeads:
+    """The same in E4M3 as FP8 tensor cores read them: q, k [B, H, P, D] and v [B, H, D, P], P whole tiles.
+
+    They want the summed dimension contiguous, which for attention's second product is the tokens: v lies
+    transposed. Between the products no value should change lanes. Of 16 keys the first product hands lane l
+    of four the scores in columns 2l, 2l + 1, 8 + 2l and 8 + 2l + 1; for the second it wants from lane l the
+    weights of columns 4l to 4l + 3. So k's rows are moved within each group of 16: token 4l + 2h + i lies in
+    row 8h + 2l + i (h, i in 0, 1). The scores that a lane gets are then of the tokens 4l to 4l + 3, whose
+    values v, in the tokens' own order as q is, has where the lane's weights go.
+
+    `tokens` is S. What memory holds where no token lies is not promised.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tokens: int
+
+    @classmethod
+    def empty(cls, batch: int, tokens: int, heads: int, head_dim: int, device: torch.device) -> "TiledHeads":
+        """Room for them, unwritten."""
+        room = -(-tokens // TILE_TOKENS) * TILE_TOKENS
+        rows, columns = (batch, heads, room, head_dim), (batch, heads, head_dim, room)
+        q, k, v = (
+            torch.empty(shape, dtype=torch.float8_e4m3fn, device=device) for shape in (rows, rows, columns)
+        )
+        return cls(q, k, v, tokens)
+
+
+def key_rows(tokens: int, device: torch.device) -> Tensor:
+    """The row of each token's key in `TiledHeads`, [tokens]."""
+    token = torch.arange(tokens, device=device)
+    place = token % KEY_GROUP
+    lane, half, one = place // 4, place // 2 % 2, place % 2
+    return token - place + 8 * half + 2 * lane + one

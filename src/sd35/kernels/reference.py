@@ -8,14 +8,17 @@ Shapes: B batch, T tokens, S tokens of both streams, H heads, D head dim, C = H 
 out channels of a linear layer; a picture's activations are [B, C, H, W] with height and width.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sd35.fp8 import BLOCK, ScaledTensor, quantize, saturate
-from sd35.kernels.operands import Form, Heads, Operand, Residual, Result, finished
+from sd35.kernels.operands import Form, Heads, Operand, Residual, Result, TiledHeads, finished, key_rows
 
 NORM_EPSILON = 1e-6
+LARGEST_CODE = 120  # of a softmax weight: E4M3's 256, a little below 127, which is NaN
 
 
 def take(x: Tensor, form: Form, dtype: torch.dtype | None = None) -> Operand:
@@ -53,17 +56,20 @@ def gelu(hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
     return take(F.gelu(finished(hidden), approximate="tanh"), form, dtype)
 
 
-def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads | TiledHeads, first: int) -> None:
     """Write a stream's q, k, v [B, T, 3C] into `heads` from token `first` on; q and k normed by weights [D].
 
     `heads` in E4M3 get the values unscaled: q and k are of unit size after their norm, v is near it.
     """
-    head_dim = heads.q.shape[-1]
-    q, k, v = finished(qkv).unflatten(-1, (3, -1, head_dim)).unbind(dim=2)
-    tokens = slice(first, first + q.shape[1])
-    heads.q[:, tokens] = _as(qk_rms_norm(q, norm_q), heads.q.dtype)
-    heads.k[:, tokens] = _as(qk_rms_norm(k, norm_k), heads.k.dtype)
-    heads.v[:, tokens] = _as(v, heads.v.dtype)
+    q, k, v = finished(qkv).unflatten(-1, (3, -1, heads.q.shape[-1])).unbind(dim=2)
+    q, k, v = (_as(part, heads.q.dtype) for part in (qk_rms_norm(q, norm_q), qk_rms_norm(k, norm_k), v))
+    end = first + q.shape[1]
+    if isinstance(heads, TiledHeads):
+        heads.q[:, :, first:end] = q.transpose(1, 2)
+        heads.k[:, :, key_rows(end, k.device)[first:]] = k.transpose(1, 2)
+        heads.v[:, :, :, first:end] = v.permute(0, 2, 3, 1)
+    else:
+        heads.q[:, first:end], heads.k[:, first:end], heads.v[:, first:end] = q, k, v
 
 
 def qk_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -71,6 +77,41 @@ def qk_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
     return (normed * weight.float()).to(x.dtype)
+
+
+def attend_tiles(heads: TiledHeads) -> Tensor:
+    """Attention whose softmax weights are E4M3 numbers written down by their codes: float32 [B, S, C].
+
+    An E4M3 number's code, read as an integer, is its logarithm in eighths of an octave, but for the straight
+    line that E4M3 draws from each power of two to the next. So the weight 2^t is the code 8 t + constant: no
+    exponential, and no conversion to FP8. The constant gives each row's largest score the same code. What
+    that costs: the line lies above the curve by 6% of a weight at most, half of that about its mean, which
+    dividing by the weights' sum takes away; E4M3's own rounding is as large. Weights under 2^-15 of a row's
+    largest become 0. Exponentials by integer arithmetic: Schraudolph, "A Fast, Compact Approximation of the
+    Exponential Function" (1999).
+
+    Scores are rounded to float16, codes to nearest, ties to even. `attention.norms_refuse` says for which
+    norms scores and constants stay within what float16 holds.
+    """
+    k = heads.k[:, :, key_rows(heads.tokens, heads.k.device)]
+    q, k, v = (fp8_values(part, torch.float32) for part in (heads.q[:, :, : heads.tokens], k, heads.v))
+    weights = softmax_weights(q @ k.transpose(2, 3), q.shape[-1])
+    out = weights @ v[..., : heads.tokens].transpose(2, 3) / weights.sum(dim=-1, keepdim=True)
+    return out.transpose(1, 2).flatten(2)
+
+
+def softmax_weights(scores: Tensor, head_dim: int) -> Tensor:
+    """Scores q k [..., S] -> exp(score / sqrt(D)) in E4M3's numbers, the largest of each row 256."""
+    # In float64 the product and the sum are exact, and rounded once.
+    eighths = scores.half().double() * score_step(head_dim)
+    shift = LARGEST_CODE - eighths.amax(dim=-1, keepdim=True).round()
+    codes = (eighths + shift).round().clamp(min=0).to(torch.uint8)
+    return fp8_values(codes.view(torch.float8_e4m3fn), torch.float32)
+
+
+def score_step(head_dim: int) -> float:
+    """How many E4M3 codes a score of 1 raises a weight by, 8 log2(e) / sqrt(D), rounded to float16."""
+    return float(torch.tensor(8 * math.log2(math.e) / math.sqrt(head_dim)).half())
 
 
 def quantize_rowwise(x: Tensor) -> ScaledTensor:
