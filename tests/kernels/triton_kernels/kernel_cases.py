@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sd35.fp8 import BLOCK, ScaledTensor
-from sd35.kernels.operands import PLAIN, Form, Heads, Operand, Product, Residual, Result
+from sd35.kernels.operands import PLAIN, Form, Heads, Operand, Product, Residual, Result, TiledHeads, key_rows
 
 WIDTHS = (64, 256, 1536, 2432)  # the smallest, the demo's, Medium's and Large's channels
 BATCH, TOKENS, ALL_TOKENS, FIRST = 2, 5, 9, 3
+FIRSTS = (3, 16)  # in tiles: in the middle of a group of keys, and at a multiple that Triton compiles apart
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Inputs:
             part.view(torch.uint8).fill_(0x7F)  # NaN in E4M3; a huge number in the others
         return heads
 
+    def tiles(self, width: int, first: int) -> TiledHeads:
+        """The same in tiles, with room for `first` tokens before the stream's."""
+        tiles = TiledHeads.empty(BATCH, first + self.tokens + 1, width // 64, 64, self.device)
+        for part in (tiles.q, tiles.k, tiles.v):
+            part.view(torch.uint8).fill_(0x7F)
+        return tiles
+
 
 Run = Callable[[ModuleType], list[Operand]]
 
@@ -111,6 +119,13 @@ def runs(inputs: Inputs, width: int) -> Iterator[tuple[str, Run]]:
                     operations, qkv, norm_q, norm_k, inputs.heads(width, dtype)
                 ),
             )
+    for first, qkv in zip(FIRSTS, inputs.results(3 * width), strict=False):
+        yield (
+            f"place_heads tiles {first}",
+            lambda operations, qkv=qkv, first=first: placed_in_tiles(
+                operations, qkv, norm_q, norm_k, inputs.tiles(width, first), first
+            ),
+        )
 
 
 def _placed(
@@ -118,6 +133,15 @@ def _placed(
 ) -> list[Operand]:
     operations.place_heads(qkv, norm_q, norm_k, heads, FIRST)
     return [heads.q, heads.k, heads.v]
+
+
+def placed_in_tiles(
+    operations: ModuleType, qkv: Result, norm_q: Tensor, norm_k: Tensor, tiles: TiledHeads, first: int
+) -> list[Operand]:
+    """What lies where tokens do; nobody promised the rest."""
+    operations.place_heads(qkv, norm_q, norm_k, tiles, first)
+    k = tiles.k[:, :, key_rows(tiles.tokens, tiles.k.device)]
+    return [tiles.q[:, :, : tiles.tokens], k, tiles.v[..., : tiles.tokens]]
 
 
 def assert_meets(got: Operand, expected: Operand, tolerance: float) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import WIDTHS, Inputs, assert_meets, runs
+from kernel_cases import BATCH, WIDTHS, Inputs, assert_meets, placed_in_tiles, runs
 from round_kernel import round_kernel
 
 from sd35.kernels import reference, triton
@@ -22,6 +22,19 @@ def test_every_operation_is_its_definition(width: int) -> None:
                 assert_meets(got, expected, 2e-5)
             except AssertionError as error:
                 raise AssertionError(f"{name} at {width}: {error}") from error
+
+
+@pytest.mark.skipif(ON_CARD, reason="the interpreter was not chosen")
+@pytest.mark.parametrize(("first", "tokens"), [(0, 144), (1, 2), (30, 133), (128, 16)])
+def test_streams_of_several_blocks_go_to_tiles(first: int, tokens: int) -> None:
+    """Blocks of tokens join without a seam, wherever a stream starts and ends."""
+    torch.manual_seed(first)
+    inputs = Inputs(CPU, torch.float32, tokens)
+    qkv, norm_q, norm_k = inputs.random(BATCH, tokens, 3 * 128), inputs.random(64), inputs.random(64)
+    ours, expected = inputs.tiles(128, first), inputs.tiles(128, first)
+    got = placed_in_tiles(triton, qkv, norm_q, norm_k, ours, first)
+    for part, want in zip(got, placed_in_tiles(reference, qkv, norm_q, norm_k, expected, first), strict=True):
+        assert_meets(part, want, 2e-5)
 
 
 @pytest.mark.gpu

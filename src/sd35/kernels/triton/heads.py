@@ -9,23 +9,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sd35.kernels.operands import Heads, Product, Result
+from sd35.kernels.operands import Heads, Product, Result, TiledHeads
 from sd35.kernels.reference import NORM_EPSILON
 from sd35.kernels.triton.launch import result_arguments, rounds_natively
-from sd35.kernels.triton.numbers import e4m3_bits
+from sd35.kernels.triton.numbers import e4m3_bits, load_head
+from sd35.kernels.triton.tiles import place_tiles
 
 ROWS = 64  # of a program
 
 
-def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads, first: int) -> None:
+def place_heads(qkv: Result, norm_q: Tensor, norm_k: Tensor, heads: Heads | TiledHeads, first: int) -> None:
     """`reference.place_heads`."""
+    if isinstance(heads, TiledHeads):
+        place_tiles(qkv, norm_q, norm_k, heads, first)
+        return
     values = qkv.values if isinstance(qkv, Product) else qkv
     batch, tokens, _ = values.shape
     assert values.is_contiguous()
     _, total, count, head_dim = heads.q.shape
     is_fp8 = heads.q.dtype == torch.float8_e4m3fn
     q, k, v = (part.view(torch.uint8) if is_fp8 else part for part in (heads.q, heads.k, heads.v))
-    # Heads first: programs that run side by side then read and write whole tokens.
     place_heads_kernel[(3 * count, triton.cdiv(tokens, ROWS), batch)](
         **result_arguments(qkv, values),
         norm_q=norm_q, norm_k=norm_k,
@@ -45,22 +48,15 @@ def place_heads_kernel(
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """One program for one head's queries, keys or values of ROWS tokens."""
+    x = load_head(
+        values, row_scale, column_scale, bias, norm_q, norm_k, tokens, heads, epsilon,
+        UNFINISHED, BIASED, ROWS, HEAD_DIM,
+    )  # fmt: skip
     kind, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     batch = tl.program_id(2).to(tl.int64)
     token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     present = token < tokens
-    row = batch * tokens + token
     dims = tl.arange(0, HEAD_DIM)[None, :]
-    columns = tl.program_id(0) * HEAD_DIM + dims
-    x = tl.load(values + row * (3 * heads * HEAD_DIM) + columns, mask=present, other=0.0).to(tl.float32)
-    if UNFINISHED:
-        x = x * tl.load(row_scale + row, mask=present, other=0.0) * tl.load(column_scale + columns)
-        if BIASED:
-            x = x + tl.load(bias + columns).to(tl.float32)
-    if kind < 2:
-        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
-        norm = norm_q if kind == 0 else norm_k
-        x = x * inverse[:, None] * tl.load(norm + dims).to(tl.float32)
     out = q if kind == 0 else (k if kind == 1 else v)
     place = out + ((batch * total + first + token) * heads + head) * HEAD_DIM + dims
     if FP8:

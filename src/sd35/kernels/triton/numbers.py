@@ -1,4 +1,4 @@
-"""Inside a Triton kernel: a token's row in registers, and its way out in the form that a layer wants.
+"""Inside a Triton kernel: a token's row or a head's tile in registers, and the row's way out to a layer.
 
 A row is held as two parts, for Triton's blocks are powers of two and SD3.5's widths are not: 2,432 channels
 are 2,048 and 384 of 512, where one block of 4,096 would compute for nothing in four of ten lanes. Lanes of
@@ -93,3 +93,31 @@ def store_operand(
         tl.store(row_scale, scale)
         inverse = 1.0 / scale
         store_row(e4m3_bits(a * inverse, NATIVE), e4m3_bits(b * inverse, NATIVE), row, width, FIRST, SECOND)
+
+
+@triton.jit
+def load_head(
+    values, row_scale, column_scale, bias, norm_q, norm_k, tokens, heads, epsilon,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """One head's queries, keys or values of ROWS tokens, finished, in float32; q and k normed.
+
+    Programs are (3 * heads, blocks of tokens, batch): heads first, so that those that run side by side read
+    whole tokens.
+    """
+    kind = tl.program_id(0) // heads
+    token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    present = token < tokens
+    row = tl.program_id(2).to(tl.int64) * tokens + token
+    dims = tl.arange(0, HEAD_DIM)[None, :]
+    columns = tl.program_id(0) * HEAD_DIM + dims
+    x = tl.load(values + row * (3 * heads * HEAD_DIM) + columns, mask=present, other=0.0).to(tl.float32)
+    if UNFINISHED:
+        x = x * tl.load(row_scale + row, mask=present, other=0.0) * tl.load(column_scale + columns)
+        if BIASED:
+            x = x + tl.load(bias + columns).to(tl.float32)
+    if kind < 2:
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
+        norm = norm_q if kind == 0 else norm_k
+        x = x * inverse[:, None] * tl.load(norm + dims).to(tl.float32)
+    return x
