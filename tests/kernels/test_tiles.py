@@ -63,7 +63,7 @@ def code_by_fractions(score: float, largest: float) -> int:
 
 
 def test_keys_lie_where_lanes_want_their_scores() -> None:
-    """The scores that lane l gets, in columns 2l, 2l + 1, 8 + 2l and 8 + 2l + 1, are of four tokens in a row."""
+    """What lane l gets, the columns 2l, 2l + 1, 8 + 2l and 8 + 2l + 1, is of four tokens in a row."""
     rows = key_rows(48, CPU)
     for group in range(3):
         for lane in range(4):
