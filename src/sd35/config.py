@@ -11,7 +11,7 @@ _UNITS = {None: 1, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 _MOST_BYTES = 2**50
 Kernels = Literal["auto", "reference", "triton"]
 Activations = Literal["auto", "fp8", "16bit"]
-Attention = Literal["auto", "fa3", "fa3-fp8", "cudnn", "flash", "xformers", "sdpa"]
+Attention = Literal["auto", "fa3", "cudnn", "flash", "xformers", "sdpa", "sd35-fp8", "fa3-fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,18 +31,18 @@ def test_sdpa_is_the_formula() -> None:
 def test_a_cpu_gets_sdpa_and_reasons_for_the_rest() -> None:
     """`auto` is PyTorch's own on a CPU; a name that can't run there is refused, never replaced."""
     assert choose_attention("auto", CPU, torch.bfloat16) == "sdpa"
-    for name in ("fa3", "fa3-fp8", "cudnn", "flash", "xformers"):
+    for name in ("fa3", "fa3-fp8", "sd35-fp8", "cudnn", "flash", "xformers"):
         assert "needs a CUDA device" in (attention_refuses(name, CPU, torch.bfloat16) or "")
         with pytest.raises(DeviceError, match=f"'{name}' can't run here: it needs a CUDA device"):
             choose_attention(name, CPU, torch.bfloat16)
 
 
 def test_norms_with_large_weights_are_refused() -> None:
-    """A score must be shifted exactly: 64 * 4.7^2 * 1.4424 is under float16's 2048, with 4.8 it is not."""
-    norm = torch.linspace(-4.7, 1, 64)
-    assert norms_refuse(norm, norm.flip(0)) is None
-    assert "a score may reach 1475" in (norms_refuse(norm * 4.8 / 4.7, norm * 4.8 / 4.7) or "")
-    assert norms_refuse(norm * torch.nan, norm) is not None
+    """Scores up to 8192, 64 * 11.3^2, can be shifted in float16; any stream's norm counts."""
+    norm, small = torch.linspace(-11.3, 1, 64), torch.ones(64)
+    assert norms_refuse([small, norm], [norm.flip(0), small]) is None
+    assert "can reach 8464" in (norms_refuse([small, norm * 11.5 / 11.3], [norm * 11.5 / 11.3, small]) or "")
+    assert norms_refuse([small, norm * torch.nan], [norm, small]) is not None
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from sd35.bench.workload import Workload
 
 TOP = 25  # rows kept
 _DOES = (
-    ("attention", re.compile(r"attention|flash|fmha|sdpa", re.IGNORECASE)),
+    ("attention", re.compile(r"attention|attend|flash|fmha|sdpa", re.IGNORECASE)),
     ("gemm", re.compile(r"gemm|cutlass|cublas|nvjet|scaled_mm|addmm|::b?mm\b|mkldnn|linear", re.IGNORECASE)),
     ("copy", re.compile(r"memcpy|memset|copy|CatArray|aten::(cat|to|contiguous)\b", re.IGNORECASE)),
 )

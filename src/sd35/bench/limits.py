@@ -16,8 +16,7 @@ from sd35.bench.work import Shapes, shapes_of
 from sd35.bench.workload import Workload
 from sd35.config import Attention
 from sd35.kernels.api import FIRST_NATIVE_FP8
-from sd35.kernels.attention import attend_with, attention_refuses, heads_dtype
-from sd35.kernels.operands import Heads
+from sd35.kernels.attention import attend_with, attention_refuses, room_for_heads
 from sd35.runtime.load import resolve
 from sd35.variants import HEAD_DIM
 
@@ -97,6 +96,7 @@ def _attention_rates(shapes: Shapes, device: torch.device, dtype: torch.dtype) -
 
 def _attention_seconds(name: Attention, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> float:
     size = (shapes.rows, shapes.tokens, shapes.heads, HEAD_DIM)
-    q, k, v = (torch.randn(size, device=device, dtype=dtype).to(heads_dtype(name, dtype)) for _ in range(3))
-    heads, attend = Heads(q, k, v), attend_with(name)
+    heads, attend = room_for_heads(name, size, dtype, device), attend_with(name)
+    for part in (heads.q, heads.k, heads.v):
+        part.copy_(torch.randn(part.shape, device=device).to(part.dtype))
     return median_seconds(lambda: attend(heads), device)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sd35.config import Attention as AttentionName
 from sd35.kernels import reference
 from sd35.kernels.api import Operations
-from sd35.kernels.attention import Attend, attend_with, heads_dtype
-from sd35.kernels.operands import Heads, Operand, Residual
+from sd35.kernels.attention import Attend, attend_with, room_for_heads
+from sd35.kernels.operands import Heads, Operand, Residual, TiledHeads
 from sd35.runtime.linear import form_of
 from sd35.variants import HEAD_DIM
 
@@ -39,15 +39,15 @@ class Engine:
     operations: Operations = reference
     attention: AttentionName = "sdpa"
 
-    def attend(self, heads: Heads) -> Tensor:
+    def attend(self, heads: Heads | TiledHeads) -> Tensor:
         """[B, S, H, D] each -> [B, S, C]."""
         attend: Attend = attend_with(self.attention)
         return attend(heads)
 
-    def empty_heads(self, batch: int, tokens: int, like: Tensor) -> Heads:
-        """Room for the heads of `tokens` tokens, in the dtype that the attention wants."""
+    def empty_heads(self, batch: int, tokens: int, like: Tensor) -> Heads | TiledHeads:
+        """Room for the heads of `tokens` tokens, as the attention wants them."""
         shape = (batch, tokens, like.shape[-1] // HEAD_DIM, HEAD_DIM)
-        return Heads.empty(shape, heads_dtype(self.attention, like.dtype), like.device)
+        return room_for_heads(self.attention, shape, like.dtype, like.device)
 
 
 PLAIN_PYTORCH = Engine()
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.norm_k = nn.Parameter(torch.empty(HEAD_DIM))
         self.out = nn.Linear(channels, channels) if has_out else None
 
-    def project(self, x: Operand, heads: Heads, first: int, operations: Operations) -> None:
+    def project(self, x: Operand, heads: Heads | TiledHeads, first: int, operations: Operations) -> None:
         """Tokens [B, T, C] -> their q, k, v, among the heads from `first` on."""
         operations.place_heads(self.qkv(x), self.norm_q, self.norm_k, heads, first)
 

@@ -19,7 +19,7 @@ from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import CheckpointError
 from sd35.kernels.api import choose_operations, has_fp8_products, triton_refuses
-from sd35.kernels.attention import choose_attention
+from sd35.kernels.attention import choose_attention, norms_refuse
 from sd35.request import GenerationRequest
 from sd35.runtime.beginning import SourceEncoder
 from sd35.runtime.configs import read_mmdit_config, read_shift, read_vae_config
@@ -227,7 +227,19 @@ def _load_mmdit(checkpoint: Checkpoint, config: MMDiTConfig, placement: Placemen
         mmdit = MMDiT(config, engine)
     with checkpoint.tensors("transformer") as tensors:
         fill_mmdit(mmdit, tensors, placement)
+    if engine.attention == "sd35-fp8":
+        _check_norms(mmdit)
     return mmdit.eval()
+
+
+def _check_norms(mmdit: MMDiT) -> None:
+    """Our FP8 attention takes scores up to a bound, which the norms of q and k give."""
+    for norms in mmdit.norms_attending_together():
+        refusal = norms_refuse(*norms)
+        if refusal is not None:
+            raise DeviceError(
+                f"The attention 'sd35-fp8' can't run this checkpoint: {refusal}; leave the choice at 'auto'."
+            )
 
 
 def _say_who_computes(placement: Placement) -> None:

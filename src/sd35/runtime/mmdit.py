@@ -9,7 +9,7 @@ Shapes: B batch, S steps, T tokens, C channels. Source: arXiv 2403.03206.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,14 @@ class MMDiT(nn.Module):
         """The AdaLN layers in the order in which `condition` calls them; nothing else ever does."""
         pairs = [(block.sample_modulation, block.context_modulation) for block in self._blocks()]
         return [*(layer for pair in pairs for layer in pair), self.final_modulation]
+
+    def norms_attending_together(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Of each attention: the norms [D] of its streams' queries, and those of their keys."""
+        for block in self._blocks():
+            joint = [block.sample_attention, block.context_attention]
+            for streams in (joint, [block.dual_attention] if block.dual_attention else []):
+                if streams:
+                    yield [stream.norm_q for stream in streams], [stream.norm_k for stream in streams]
 
     def forward(
         self, latents: Tensor, context: Tensor, table: Tensor, skip_layers: tuple[int, ...] = ()
