@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import sd35
 from sd35.compare.compare import Comparison, draw_with, measure, requests_for
 from sd35.compare.judges import SubjectJudge
-from sd35.config import RuntimeConfig
+from sd35.config import Attention, RuntimeConfig
 from sd35.demo.prompts import held_out_prompts, trained_prompts
 from sd35.fp8 import Scheme
 from sd35.kernels.attention import attention_refuses
@@ -97,13 +97,13 @@ def in_float32(bench: Bench) -> Pipeline:
     return load_pipeline("demo", RuntimeConfig(device=config.device, compute_dtype="fp32"))
 
 
-def with_e4m3_attention(bench: Bench) -> Pipeline:
-    """The default recipe, and q, k and v in E4M3 besides: what `--attention fa3-fp8` does."""
+def with_attention(name: Attention, bench: Bench) -> Pipeline:
+    """The default recipe, and an attention in E4M3 besides."""
     placement = resolve(bench.config)
-    refusal = attention_refuses("fa3-fp8", placement.device, placement.dtype)
+    refusal = attention_refuses(name, placement.device, placement.dtype)
     if refusal is not None:
         raise SkippedError(refusal)
-    return replace(bench, config=replace(bench.config, attention="fa3-fp8")).ours(Recipe.of(ROWWISE))
+    return replace(bench, config=replace(bench.config, attention=name)).ours(Recipe.of(ROWWISE))
 
 
 def cast_plainly(bench: Bench) -> Pipeline:
@@ -161,7 +161,8 @@ def by_recipe(scheme: Scheme, **choices: object) -> Callable[[Bench], Pipeline]:
 ROWS: dict[str, Callable[[Bench], Pipeline]] = {
     "16-bit, float32 compute": in_float32,
     "rowwise (default)": by_recipe(ROWWISE),
-    "rowwise, E4M3 attention": with_e4m3_attention,
+    "rowwise, attention sd35-fp8": partial(with_attention, "sd35-fp8"),
+    "rowwise, attention fa3-fp8": partial(with_attention, "fa3-fp8"),
     "rowwise, learned rounding": by_recipe(ROWWISE, rounding="learned"),
     "torchao, PerRow": partial(by_torchao, "PerRow"),
     "torchao, PerTensor": partial(by_torchao, "PerTensor"),

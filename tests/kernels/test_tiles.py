@@ -127,7 +127,8 @@ def test_one_key_that_outweighs_all_others() -> None:
 
 
 ON_CARD = pytest.mark.skipif(
-    not torch.cuda.is_available() or attention_refuses("sd35-fp8", torch.device("cuda"), torch.bfloat16) is not None,
+    not torch.cuda.is_available()
+    or attention_refuses("sd35-fp8", torch.device("cuda"), torch.bfloat16) is not None,
     reason="the kernel is written for Hopper",
 )
 
@@ -146,7 +147,9 @@ def tiled(plain: Heads) -> TiledHeads:
     for part in (tiles.q, tiles.k, tiles.v):
         part.view(torch.uint8).fill_(0x7F)
     tiles.q[:, :, :tokens] = plain.q.transpose(1, 2)
-    tiles.k.view(torch.uint8)[:, :, key_rows(tokens, plain.k.device)] = plain.k.view(torch.uint8).transpose(1, 2)
+    tiles.k.view(torch.uint8)[:, :, key_rows(tokens, plain.k.device)] = plain.k.view(torch.uint8).transpose(
+        1, 2
+    )
     tiles.v[..., :tokens] = plain.v.permute(0, 2, 3, 1)
     return tiles
 
@@ -156,7 +159,7 @@ def tiled(plain: Heads) -> TiledHeads:
 @pytest.mark.parametrize("temperature", [0.5, 1, 3, 8])
 @pytest.mark.parametrize("tokens", [1, 11, 128, 129, 256, 600, 1000, 4096, 4429])
 def test_the_kernel_is_as_exact_as_its_definition(tokens: int, temperature: float) -> None:
-    """One and many tiles of keys, whole and ragged, flat rows and peaked ones; poisoned room, fresh values."""
+    """One and many tiles of keys, whole and ragged, flat rows and peaked; poisoned room, fresh values."""
     plain = random_heads(tokens, temperature)
     tiles, expected = tiled(plain), exact(plain)
     poison = torch.full((1 << 26,), 0x7F, dtype=torch.uint8, device="cuda")

@@ -130,7 +130,8 @@ def _flash_attention_3(heads: Heads) -> Tensor:
 
 
 def _own(heads: TiledHeads) -> Tensor:
-    return _import("sd35.kernels.triton.attend").attend_tiles(heads)  # type: ignore[no-any-return]
+    attended: Tensor = _import("sd35.kernels.triton.attend").attend_tiles(heads)
+    return attended
 
 
 def _xformers(heads: Heads) -> Tensor:

@@ -86,10 +86,10 @@ def attend_tiles(heads: TiledHeads) -> Tensor:
     line that E4M3 draws from each power of two to the next. So the weight 2^t is the code 8 t + constant: no
     exponential, and no conversion to FP8. The constant gives each row's largest score the same code. What
     that costs: the line lies above the curve by 6% of a weight at most, and by 4% in the mean, which dividing
-    by the weights' sum takes away. It does for the largest weight too, if that is one that lies 4% above: 224,
-    code 118, and not 256, which lies on the curve. E4M3's own rounding is as large. Weights under 2^-15 of a
-    row's largest become 0. Exponentials by integer arithmetic: Schraudolph, "A Fast, Compact Approximation of
-    the Exponential Function" (1999).
+    by the weights' sum takes away. It does for the largest weight too, if that is one that lies 4% above:
+    224, code 118, and not 256, which lies on the curve. E4M3's own rounding is as large. Weights under 2^-15
+    of a row's largest become 0. Exponentials by integer arithmetic: Schraudolph, "A Fast, Compact
+    Approximation of the Exponential Function" (1999).
 
     Scores, constants and codes are rounded to float16, and codes then to integers, ties to even.
     `attention.norms_refuse` says for which norms they stay within what float16 holds. A kernel that sees keys

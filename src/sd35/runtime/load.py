@@ -17,7 +17,7 @@ from sd35.checkpoints.formats import Checkpoint, open_checkpoint
 from sd35.checkpoints.single_file import SingleFile
 from sd35.checkpoints.store import identity, locate
 from sd35.config import ComputeDtype, RuntimeConfig
-from sd35.errors import CheckpointError
+from sd35.errors import CheckpointError, DeviceError
 from sd35.kernels.api import choose_operations, has_fp8_products, triton_refuses
 from sd35.kernels.attention import choose_attention, norms_refuse
 from sd35.request import GenerationRequest

@@ -51,7 +51,9 @@ COPY_REGISTERS = gl.constexpr(24)
 LARGEST = gl.constexpr(float(LARGEST_CODE))
 STEP = gl.constexpr(score_step(64))
 LOWEST = gl.constexpr(-10_000.0)  # no score is; stands for those of a row that has none yet
-NO_SHIFT = gl.constexpr(20_000.0)  # more than any row's: what was summed before it, nothing, decays to nothing
+NO_SHIFT = gl.constexpr(
+    20_000.0
+)  # more than any row's: what was summed before it, nothing, decays to nothing
 ONE = gl.constexpr(0x38)  # in E4M3
 
 CODES = gl.constexpr(
@@ -104,7 +106,9 @@ def attend_tiles(heads: TiledHeads) -> Tensor:
     return out
 
 
-def _descriptor(rows: Tensor, block: list[int], layout: gl.NVMMASharedLayout, columns: int) -> TensorDescriptor:
+def _descriptor(
+    rows: Tensor, block: list[int], layout: gl.NVMMASharedLayout, columns: int
+) -> TensorDescriptor:
     """What the copy engine is told of a matrix; beyond `columns` it reads zeros, whatever lies there."""
     return TensorDescriptor(rows, [len(rows), columns], [rows.shape[1], 1], block, layout)
 
@@ -121,7 +125,7 @@ def attend_kernel(
     tiles, blocks, room, tokens, heads, key_tiles,
     SINGLE: gl.constexpr,
 ):  # fmt: skip
-    """One program on each multiprocessor takes every so manieth tile of 192 queries."""
+    """One program on each multiprocessor takes one tile of 192 queries after another."""
     q = gl.allocate_shared_memory(gl.float8e4nv, [2 * GROUPS, ROWS, DIM], QK_SHARED)
     k = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, KEYS, DIM], QK_SHARED)
     v = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, DIM, KEYS], V_SHARED)
@@ -159,11 +163,11 @@ def signals(count: gl.constexpr, arrivals: gl.constexpr):
 @gluon.jit
 def copy(q_tiles, k_tiles, v_tiles, shared, work):
     """Bring each tile's queries, and then its keys and values from the last tile to the first."""
-    q, k, v, ones, q_full, q_free, full, free = shared
-    tiles, blocks, room, tokens, heads, key_tiles = work
-    turn = 0
+    q, k, v, _, q_full, q_free, full, free = shared
+    tiles, blocks, room, _, _, key_tiles = work
     n = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        turn = tile // gl.num_programs(0)
         head = tile // blocks
         first = head * room + tile % blocks * (GROUPS * ROWS)
         place = turn % 2
@@ -172,7 +176,6 @@ def copy(q_tiles, k_tiles, v_tiles, shared, work):
         for group in gl.static_range(GROUPS):
             rows = q.index(place * GROUPS + group)
             tma.async_copy_global_to_shared(q_tiles, [first + group * ROWS, 0], q_full.index(place), rows)
-        turn += 1
         for i in range(key_tiles):
             key = (key_tiles - 1 - i) * KEYS
             stage = n % STAGES
@@ -187,11 +190,11 @@ def copy(q_tiles, k_tiles, v_tiles, shared, work):
 @gluon.jit
 def compute(out, shared, work, GROUP: gl.constexpr, SINGLE: gl.constexpr):
     """One group's 64 queries of each tile: over all keys, and out."""
-    q, k, v, ones, q_full, q_free, full, free = shared
-    tiles, blocks, room, tokens, heads, key_tiles = work
-    turn = 0
+    q, _, _, _, q_full, q_free, _, _ = shared
+    tiles, blocks, _, tokens, heads, key_tiles = work
     n = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        turn = tile // gl.num_programs(0)
         place = turn % 2
         mbarrier.wait(q_full.index(place), turn // 2 % 2)
         rows = q.index(place * GROUPS + GROUP)
@@ -207,7 +210,6 @@ def compute(out, shared, work, GROUP: gl.constexpr, SINGLE: gl.constexpr):
         for _ in range((key_tiles - 1) // 2):
             n, shift, o, total = two_tiles(n, shift, o, total, rows, shared, missing, RAGGED=False)
         mbarrier.arrive(q_free.index(place), count=1)
-        turn += 1
         first = tile % blocks * (GROUPS * ROWS) + GROUP * ROWS
         store(out, o, total, tile // blocks, first, tokens, heads)
 
@@ -301,9 +303,7 @@ def weights(s, shift):
     s = gl.permute(gl.reshape(s, (ROWS, KEYS // 16, 2, 4, 2)), (0, 1, 3, 2, 4))
     s = gl.convert_layout(gl.reshape(s, (ROWS, KEYS)), WEIGHTS)
     s, shift = gl.broadcast(s, spread(shift.to(gl.float16), WEIGHTS))
-    codes = gl.inline_asm_elementwise(
-        CODES, "=r,r,r,r,r", [s, shift], dtype=gl.uint8, is_pure=True, pack=4
-    )
+    codes = gl.inline_asm_elementwise(CODES, "=r,r,r,r,r", [s, shift], dtype=gl.uint8, is_pure=True, pack=4)
     return codes.to(gl.float8e4nv, bitcast=True)
 
 
