@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,7 +167,7 @@ class Residence:
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
         self._empty_cache()  # what stays would cut up the pieces that are cached, and pin them
-        self._vae.walk = in_strips if self.plan.strips else whole
+        self._vae.walk = partial(in_strips, rows=self.plan.strips) if self.plan.strips else whole
         for encoder in self._text_encoders():
             encoder.device = self.encoders_on
         self._mmdit.stretches = self._stretches()
@@ -178,7 +179,7 @@ class Residence:
         if self.plan.vae_stays:
             self._vae.to(self.device)
         else:
-            self._guests.append(Visit(Cargo(self._vae), self._vae, self.dock))
+            self._guests.append(Visit(self._packed(Cargo(self._vae)), self._vae, self.dock))
 
     def _settle_all(self) -> None:
         """Each part on its card, for good."""
