@@ -1,6 +1,8 @@
 """Plans carried out on the demo: the same pictures whatever moves, and no end when memory is short."""
 
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +27,7 @@ from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.moving import aligned
 from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.relay import Relay
 
 PLANS = list(memory.ladder())
 CPU = RuntimeConfig(device="cpu", compute_dtype="fp32")
@@ -145,6 +148,66 @@ def test_kept_prompts_need_no_encoders(movable: Pipeline, small: GenerationReque
     movable.residence.dock.peak = 0
     movable.generate(small)
     assert movable.residence.dock.peak == 0
+
+
+def relay_threads() -> list[str]:
+    """Of those that fill buckets, whoever's they are."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("sd35-relay")]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_whoever_fills_buckets_is_gone_with_the_stage(
+    error: type[BaseException] | None, movable: Pipeline, small: GenerationRequest
+) -> None:
+    """Threads that bring the encoders' layers are there in the encode stage alone, however that ends."""
+    movable.residence.change(next(plan for plan in PLANS if not plan.encoders_stay))
+    expected = drawn(movable, small)
+    seen: list[list[str]] = []
+
+    def listen(*_: object) -> None:
+        """In the middle of T5: who is there now, and perhaps no further."""
+        seen.append(relay_threads())
+        if error is not None:
+            raise error
+
+    assert movable.text_encoders.t5 is not None
+    hook = movable.text_encoders.t5.layers()[1].register_forward_hook(listen)
+    if error is None:
+        drawn(movable, small)
+    else:
+        with pytest.raises(error):
+            drawn(movable, small)
+    hook.remove()
+    assert seen[0]
+    assert relay_threads() == []
+    assert movable.residence.dock.held == 0
+    assert np.array_equal(drawn(movable, small), expected)
+
+
+def test_buckets_go_with_the_plan(movable: Pipeline, small: GenerationRequest) -> None:
+    """Memory that is locked for a plan is nobody's once another begins, or the device is given back."""
+    few = next(plan for plan in PLANS if not plan.encoders_stay)
+    for leave in (lambda: movable.residence.change(PLANS[0]), movable.rest):
+        movable.residence.change(few)
+        drawn(movable, small)
+        locked = weakref.ref(movable.residence._relay._memory)  # type: ignore[union-attr]
+        leave()
+        assert locked() is None
+    movable.wake()
+
+
+def test_two_new_texts_bring_each_layer_once(
+    movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both prompts are new: each text by itself, and the encoders' layers come for both together."""
+    sent: list[int] = []
+    original = Relay.send
+    monkeypatch.setattr(
+        Relay, "send", lambda self, load, *rest: sent.append(load.nbytes) or original(self, load, *rest)
+    )
+    movable.residence.change(next(plan for plan in PLANS if not plan.encoders_stay))
+    drawn(movable, small)
+    assert len(sent) == sum(len(one.layers()) for one in movable.residence._text_encoders())
 
 
 def test_a_budget_decides_at_load(demo_fp8: Path, small: GenerationRequest) -> None:
