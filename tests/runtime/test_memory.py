@@ -87,6 +87,8 @@ def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
     ("variant", "gibibytes", "name", "blocks_stay", "passing", "strips"),
     [
         ("large", 24.0, "resident", True, 0.0, 0),
+        ("large", 9.5, "staged", True, 0.0, 0),
+        ("large", 9.0, "staged", True, 0.0, WIDE),
         ("large", 7.2, "staged", True, 0.0, 0),
         ("large", 6.8, "staged", True, 0.0, WIDE),
         ("large", 6.09, "staged", True, 0.0, WIDE),
