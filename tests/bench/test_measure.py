@@ -51,19 +51,20 @@ def scripted(monkeypatch: pytest.MonkeyPatch, drawings: list[list[float]]) -> Sc
 
 def test_medians_without_what_comes_first(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:
     """The warm-up's 100 s are the first call's, each drawing's first step of 10 s is nobody's."""
-    engine = scripted(monkeypatch, [[100, 9, 9], [10, 1, 2], [10, 3, 4], [10, 5, 6]])
+    engine = scripted(monkeypatch, [[100, 9, 9], [10, 1, 2], [10, 3, 4], [10, 5, 6], [8, 8, 8]])
     row = measure(engine, "sd35", replace(tiny, rounds=3))
     assert row.ms_per_step == pytest.approx(3500)
     assert row.spread == pytest.approx(4000)  # from 1.5 to 5.5
     assert row.first_call_seconds == pytest.approx(100)
     assert row.seconds == pytest.approx(18)
+    assert row.kept_seconds == pytest.approx(25)
     assert row.stage_seconds == pytest.approx({"encode": 1, "denoise": 17})
     assert (row.engine, row.width, row.steps, row.guidance, row.reason) == ("sd35", 64, 3, True, None)
 
 
 def test_each_card_has_its_peak_and_its_cap(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:
     """With several, the row's peak is that of the fullest; with one there is nothing more to say."""
-    engine = scripted(monkeypatch, [[1, 1]] * 6)
+    engine = scripted(monkeypatch, [[1, 1]] * 8)
     assert measure(engine, "sd35", tiny).devices == {}
     first, second = torch.device("cpu"), torch.device("cpu:0")
     engine.caps = {first: 7, second: 9}
@@ -78,15 +79,21 @@ def test_each_card_has_its_peak_and_its_cap(monkeypatch: pytest.MonkeyPatch, tin
 
 def test_a_single_step_is_its_stage(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:
     """With one step there is nothing between marks, and the stage's seconds are the step's."""
-    engine = scripted(monkeypatch, [[100], [2], [4]])
+    engine = scripted(monkeypatch, [[100], [2], [4], [9]])
     assert measure(engine, "sd35", replace(tiny, steps=1)).ms_per_step == pytest.approx(3000)
 
 
 def test_each_round_has_its_own_words(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:
-    """No round draws the prompt of another: embeds that were kept can't be passed off as encoded."""
-    engine = scripted(monkeypatch, [[1, 1]] * 3)
+    """No round draws the prompt of another: embeds that were kept can't be passed off as encoded.
+
+    Ours, which keeps them, draws the last prompt once more.
+    """
+    engine = scripted(monkeypatch, [[1, 1]] * 4)
     measure(engine, "sd35", tiny)
     assert len(set(engine.prompts)) == 3
+    assert engine.prompts[-1] == engine.prompts[-2]
+    engine = scripted(monkeypatch, [[1, 1]] * 3)
+    assert measure(engine, "diffusers-eager", tiny).kept_seconds is None
 
 
 def test_spread_is_between_the_tenths() -> None:

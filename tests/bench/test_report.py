@@ -74,6 +74,8 @@ def test_a_cap_is_beside_the_run_without_one(result: dict[str, Any]) -> None:
         "| 7.0 GiB | staged | 6.0 GiB | 50.0 | 3.50 s (1.25x) | 5.00 s (1.67x) | 3.90 s (1.34x) |"
     )
     assert readme_section([result]) == ""
+    free["kept_seconds"], capped["kept_seconds"] = 2.0, 4.5
+    assert "| 4.50 s (2.25x) |" in memory_section([result])
 
 
 def test_a_divided_plan_names_its_cards(result: dict[str, Any]) -> None:

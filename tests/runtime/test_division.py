@@ -143,7 +143,8 @@ def test_strips_come_before_a_split(large: Sizes) -> None:
     """A decode in strips gives up less than hops in every step."""
     encoders = large.encoders + memory.ENCODE_ACTIVATIONS + RESERVE
     plan = division.choose(large, GUIDED, [round(8.8 * GIB), encoders])
-    assert (plan.name, plan.strips) == ("beside", True)
+    assert plan.name == "beside"
+    assert plan.strips > 0
     assert plan.division == Division(1, 0, (38, 0))
 
 

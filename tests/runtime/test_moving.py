@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sd35.runtime import moving
+from sd35.runtime import moving, pages
 from sd35.runtime.moving import Cargo, Dock, Parade, Visit, aligned
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_the_order_of_a_kernels_values_survives() -> None:
 
 def test_packed_cargo_is_the_same(layers: list[nn.Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed into whole pages, with no card to lock them for, values are what they were, here and there."""
-    monkeypatch.setattr(moving, "_page_locked", moving.whole_pages)
+    monkeypatch.setattr(moving, "page_locked", pages.whole_pages)
     x = torch.randn(3, 5)
     expected, cargos = run(layers, x), [Cargo(layer) for layer in layers]
     for cargo in cargos:
@@ -170,7 +170,7 @@ def test_packed_cargo_is_the_same(layers: list[nn.Linear], monkeypatch: pytest.M
 @pytest.mark.parametrize("nbytes", [1, 4096, 5000])
 def test_pages_are_whole(nbytes: int) -> None:
     """They begin and end where pages do, and have room for what was asked."""
-    piece = moving.whole_pages(nbytes)
+    piece = pages.whole_pages(nbytes)
     assert piece.data_ptr() % mmap.PAGESIZE == piece.nbytes % mmap.PAGESIZE == 0
     assert nbytes <= piece.nbytes < nbytes + mmap.PAGESIZE
 

@@ -1,6 +1,8 @@
 """Plans carried out on the demo: the same pictures whatever moves, and no end when memory is short."""
 
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,8 +27,10 @@ from sd35.runtime.load import load_pipeline
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.moving import aligned
 from sd35.runtime.pipeline import Pipeline
+from sd35.runtime.relay import Relay
 
 PLANS = list(memory.ladder())
+EACH = [PLANS[0], *(PLANS[1 + 3 * rung + rung % 3] for rung in range(len(PLANS) // 3))]  # decodes in turn
 CPU = RuntimeConfig(device="cpu", compute_dtype="fp32")
 
 
@@ -54,7 +58,7 @@ def bytes_of_modules(*modules: torch.nn.Module) -> int:
     return sum(aligned(tensor.nbytes) for tensor in tensors)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=[f"{i}-{plan.name}" for i, plan in enumerate(PLANS)])
+@pytest.mark.parametrize("plan", EACH, ids=[f"{i}-{plan.name}" for i, plan in enumerate(EACH)])
 def test_the_picture_is_the_residents(plan: MemoryPlan, movable: Pipeline, small: GenerationRequest) -> None:
     """By every plan, to the last bit where nothing is computed in pieces, and twice in a row."""
     movable.residence.change(PLANS[0])
@@ -116,7 +120,7 @@ def test_adaln_passes_one_layer_at_a_time(movable: Pipeline) -> None:
     residence.change(PLANS[0])
     with torch.inference_mode():
         expected = mmdit.condition(text, pooled, timesteps)
-        residence.change(PLANS[3])
+        residence.change(next(plan for plan in PLANS if not plan.modulations_stay))
         assert (residence.plan.modulations_stay, residence.plan.blocks_stay) == (False, True)
         residence.dock.peak = 0
         found = mmdit.condition(text, pooled, timesteps)
@@ -140,11 +144,71 @@ def test_blocks_come_when_they_are_brought(movable: Pipeline) -> None:
 
 def test_kept_prompts_need_no_encoders(movable: Pipeline, small: GenerationRequest) -> None:
     """A second request with the same texts moves no encoder: nothing visits in the encode stage."""
-    movable.residence.change(PLANS[2])
+    movable.residence.change(next(plan for plan in PLANS if not plan.encoders_stay))
     movable.generate(small)
     movable.residence.dock.peak = 0
     movable.generate(small)
     assert movable.residence.dock.peak == 0
+
+
+def relay_threads() -> list[str]:
+    """Of those that fill buckets, whoever's they are."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("sd35-relay")]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_whoever_fills_buckets_is_gone_with_the_stage(
+    error: type[BaseException] | None, movable: Pipeline, small: GenerationRequest
+) -> None:
+    """Threads that bring the encoders' layers are there in the encode stage alone, however that ends."""
+    movable.residence.change(next(plan for plan in PLANS if not plan.encoders_stay))
+    expected = drawn(movable, small)
+    seen: list[list[str]] = []
+
+    def listen(*_: object) -> None:
+        """In the middle of T5: who is there now, and perhaps no further."""
+        seen.append(relay_threads())
+        if error is not None:
+            raise error
+
+    assert movable.text_encoders.t5 is not None
+    hook = movable.text_encoders.t5.layers()[1].register_forward_hook(listen)
+    if error is None:
+        drawn(movable, small)
+    else:
+        with pytest.raises(error):
+            drawn(movable, small)
+    hook.remove()
+    assert seen[0]
+    assert relay_threads() == []
+    assert movable.residence.dock.held == 0
+    assert np.array_equal(drawn(movable, small), expected)
+
+
+def test_buckets_go_with_the_plan(movable: Pipeline, small: GenerationRequest) -> None:
+    """Memory that is locked for a plan is nobody's once another begins, or the device is given back."""
+    few = next(plan for plan in PLANS if not plan.encoders_stay)
+    for leave in (lambda: movable.residence.change(PLANS[0]), movable.rest):
+        movable.residence.change(few)
+        drawn(movable, small)
+        locked = weakref.ref(movable.residence._relay._memory)  # type: ignore[union-attr]
+        leave()
+        assert locked() is None
+    movable.wake()
+
+
+def test_two_new_texts_bring_each_layer_once(
+    movable: Pipeline, small: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both prompts are new: each text by itself, and the encoders' layers come for both together."""
+    sent: list[int] = []
+    original = Relay.send
+    monkeypatch.setattr(
+        Relay, "send", lambda self, load, *rest: sent.append(load.nbytes) or original(self, load, *rest)
+    )
+    movable.residence.change(next(plan for plan in PLANS if not plan.encoders_stay))
+    drawn(movable, small)
+    assert len(sent) == sum(len(one.layers()) for one in movable.residence._text_encoders())
 
 
 def test_a_budget_decides_at_load(demo_fp8: Path, small: GenerationRequest) -> None:
@@ -184,7 +248,7 @@ def test_sharers_hear_before_parts_move(demo_fp8: Path) -> None:
     assert seen == [PLANS[0]]
 
 
-@pytest.mark.parametrize(("plan", "forgotten"), [(PLANS[0], 0), (PLANS[4], 1)])
+@pytest.mark.parametrize(("plan", "forgotten"), [(PLANS[0], 0), (PLANS[1], 1)])
 def test_recordings_end_with_the_addresses_that_they_know(
     plan: MemoryPlan, forgotten: int, movable: Pipeline
 ) -> None:
@@ -274,7 +338,7 @@ def test_out_of_memory_at_load(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("plan", PLANS[1:], ids=[f"{i}-{plan.name}" for i, plan in enumerate(PLANS[1:])])
+@pytest.mark.parametrize("plan", EACH[1:], ids=[f"{i}-{plan.name}" for i, plan in enumerate(EACH[1:])])
 def test_on_a_card(plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest) -> None:
     """What visits a card computes there what it computes when it stays, and afterwards its memory is free."""
     on_card = load_pipeline(demo_fp8, RuntimeConfig(device="cuda", cuda_graphs=False))
@@ -288,7 +352,7 @@ def test_on_a_card(plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest) -
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "plan", [p for p in PLANS[1:] if not p.passing], ids=lambda plan: str(PLANS.index(plan))
+    "plan", [p for p in EACH[1:] if not p.passing], ids=lambda plan: str(EACH.index(plan))
 )
 def test_a_loop_is_recorded_where_weights_move_between_stages(
     plan: MemoryPlan, demo_fp8: Path, small: GenerationRequest

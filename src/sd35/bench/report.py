@@ -88,7 +88,7 @@ def memory_section(results: Iterable[Result]) -> str:
 def _memory_line(result: Result, row: Result) -> str:
     free = next(other for other in result["rows"] if other["engine"] == OURS and not other["cap_bytes"])
     loops = [one["stage_seconds"]["denoise"] for one in (row, free)]
-    kept = [one["seconds"] - one["stage_seconds"]["encode"] for one in (row, free)]
+    kept = [_kept(one) for one in (row, free)]
     return _line(
         [
             f"{VARIANTS[row['variant']].title}, {_work(row)}",
@@ -101,6 +101,12 @@ def _memory_line(result: Result, row: Result) -> str:
             _beside(*kept),
         ]
     )
+
+
+def _kept(row: Result) -> float:
+    """Seconds with a prompt whose embeds were kept; where that was not measured, without encoding."""
+    measured: float | None = row.get("kept_seconds")
+    return row["seconds"] - row["stage_seconds"]["encode"] if measured is None else measured
 
 
 def _beside(seconds: float, other: float) -> str:

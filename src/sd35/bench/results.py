@@ -4,10 +4,11 @@ A row is one engine at one work. A row without numbers says why in `reason`: an 
 ran out of memory or out of time is part of the result. `mode` is "exact", or "cached" where steps reuse
 results of others; the two are never one row. `ms_per_step` is the median over all steps of all rounds but
 each drawing's first, `spread` the distance between the 10th and the 90th percentile, both in milliseconds;
-`seconds` and `stage_seconds` are medians over the rounds; `first_call_seconds` is from loaded weights to the
-end of the first step. With a checkpoint from the disk `load_seconds` is until its weights were where the
-plan wants them, and `host_peak_bytes` the most memory that the whole process ever had, mapped files included.
-On several cards `peak_bytes` and `cap_bytes` are of the card with the most; `devices` has each.
+`seconds` and `stage_seconds` are medians over the rounds, `kept_seconds` those of a drawing more, of a prompt
+whose embeds were kept (None in results from before it was measured); `first_call_seconds` is from loaded
+weights to the end of the first step. With a checkpoint from the disk `load_seconds` is until its weights were
+where the plan wants them, and `host_peak_bytes` the most memory that the whole process ever had, mapped files
+included. On several cards `peak_bytes` and `cap_bytes` are of the card with the most; `devices` has each.
 """
 
 import json
@@ -40,6 +41,7 @@ class Row:
     spread: float | None = None
     seconds: float | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    kept_seconds: float | None = None
     peak_bytes: int | None = None
     devices: dict[str, dict[str, int | None]] = field(default_factory=dict)
     cap_bytes: int | None = None

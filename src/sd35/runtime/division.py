@@ -27,12 +27,7 @@ from sd35.runtime.devices import Card
 from sd35.runtime.memory import Division, MemoryPlan, Stage, Work, gibibytes
 from sd35.runtime.sizes import Sizes
 
-_DIVIDED: tuple[tuple[memory.Name, bool], ...] = (
-    ("beside", False),
-    ("beside", True),  # decoding in strips costs less than hops in every step
-    ("split", False),
-    ("split", True),
-)
+_DIVIDED: tuple[memory.Name, ...] = ("beside", "split")  # strips cost less than hops in every step
 _PERCENT = range(1, 101)
 
 Budgets = Sequence[int | None]  # of each card; None where there is no bound
@@ -44,7 +39,7 @@ def candidates(sizes: Sizes, work: Work, budgets: Budgets) -> Iterator[MemoryPla
     yield resident
     bounds = [budget for budget in budgets if budget is not None]
     if len(bounds) == len(budgets) > 1:
-        for name, strips in _DIVIDED:
+        for name, strips in product(_DIVIDED, memory.DECODES):
             yield from _roomiest(MemoryPlan(name, strips=strips), sizes, work, bounds)
     yield from smaller
 

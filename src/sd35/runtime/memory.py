@@ -3,10 +3,13 @@
 Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
 
     resident    nothing leaves
-    staged      one after the other leave: the text encoders (they pass layer by layer); the VAE's full-size
-                activations (it decodes in strips); the AdaLN layers (they pass, leaving a table); blocks and
-                VAE while it is not their turn; half of a step's activations (two passes for guidance)
+    staged      one after the other leave: the text encoders (they pass layer by layer); the AdaLN layers
+                (they pass, leaving a table) and the VAE while it is not its turn; the blocks while it is
+                not theirs; half of a step's activations (two passes for guidance)
     streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
+
+Each of these has three forms, as the VAE decodes whole, in wide strips or in narrow ones: whatever moves, the
+decode takes what room is left.
 
 Activations follow formulas, in units that the network itself has:
 
@@ -14,7 +17,7 @@ Activations follow formulas, in units that the network itself has:
     table   steps x rows x rows of the modulations x channels x itemsize
     source  5 x the finest activation                      where pictures begin with an image (`beginning.py`)
     decode  6 x the finest activation, whole               C x H x W x itemsize, C being the first level's
-            1.07 x it + 6.5 strips of 2 C channels         `vae_strips.py`; or 12 x the coarsest activation
+            1.14 x it + 5.75 strips of 2 C channels        `vae_strips.py`; or 12 x the coarsest activation
 
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
 its weights, the formula says 0.51; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
@@ -35,15 +38,16 @@ from sd35.runtime.mmdit import FINAL_ROWS, MMDiTConfig
 from sd35.runtime.moving import ALIGNMENT
 from sd35.runtime.sizes import Sizes
 from sd35.runtime.vae import VaeConfig
-from sd35.runtime.vae_strips import STRIP_ROWS
+from sd35.runtime.vae_strips import NARROW, WIDE
 from sd35.variants import LATENT_CHANNELS, PATCH_SIZE, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
 
 STEP_FACTOR = 12.5
 WHOLE_DECODE_FACTOR = 6
 SOURCE_FACTOR = 5
 COARSE_FACTOR = 12
-STRIPS_FACTOR = 1.07
-STRIP_FACTOR = 6.5  # strips of the finest activation that live at once, of twice its channels
+STRIPS_FACTOR = 1.14
+STRIP_FACTOR = 5.75  # strips of the finest activation that live at once, of twice its channels
+DECODES = (0, WIDE, NARROW)  # `strips` of a plan, the fastest first
 RESERVE = 128 << 20
 ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, a few times over
 PASSING_SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -95,7 +99,7 @@ class MemoryPlan:
 
     name: Name
     encoders_stay: bool = True
-    strips: bool = False  # the VAE decodes strip by strip
+    strips: int = 0  # rows of each, where the VAE decodes strip by strip; 0 where it decodes whole
     modulations_stay: bool = True
     one_pass: bool = True  # guidance as a batch of two; else two passes, one after the other
     blocks_stay: bool = True
@@ -127,16 +131,21 @@ class Stage:
 def ladder() -> Iterator[MemoryPlan]:
     """All plans, the fastest first: each gives up what costs the least time for its memory."""
     yield MemoryPlan("resident")
-    staged: dict[str, Any] = {"encoders_stay": False}
-    yield MemoryPlan("staged", **staged)
-    for given_up in ("strips", "modulations_stay"):
-        staged[given_up] = given_up == "strips"
-        yield MemoryPlan("staged", **staged)
-    yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False)
-    yield MemoryPlan("staged", **staged, blocks_stay=False, vae_stays=False, one_pass=False)
+    for rung in _rungs():
+        for strips in DECODES:
+            yield replace(rung, strips=strips)
+
+
+def _rungs() -> Iterator[MemoryPlan]:
+    """What moves; how the VAE decodes depends on what is left for it then."""
+    yield MemoryPlan("staged", encoders_stay=False)
+    few = MemoryPlan("staged", encoders_stay=False, modulations_stay=False, vae_stays=False)
+    yield few
+    yield replace(few, blocks_stay=False)
+    yield replace(few, blocks_stay=False, one_pass=False)
     for share in PASSING_SHARES:
-        yield MemoryPlan("streamed", **staged, vae_stays=False, passing=share)
-    yield MemoryPlan("streamed", **staged, vae_stays=False, passing=1.0, one_pass=False)
+        yield replace(few, name="streamed", passing=share)
+    yield replace(few, name="streamed", passing=1.0, one_pass=False)
 
 
 def passing_blocks(plan: MemoryPlan, num_layers: int) -> list[int]:
@@ -260,13 +269,13 @@ def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:
     return decode_bytes(sizes.vae_config, work.width, work.height, sizes.itemsize, strips=plan.strips)
 
 
-def decode_bytes(config: VaeConfig, width: int, height: int, itemsize: int, *, strips: bool) -> int:
+def decode_bytes(config: VaeConfig, width: int, height: int, itemsize: int, *, strips: int) -> int:
     """Activations of one picture's decode; in strips the coarsest level, which is whole, may be the most."""
     row = config.channels[0] * width * itemsize
     if not strips:
         return WHOLE_DECODE_FACTOR * row * height
     coarsest = config.channels[-1] * (width * height // PIXELS_PER_LATENT**2) * itemsize
-    strip = 2 * row * min(STRIP_ROWS, height)
+    strip = 2 * row * min(strips, height)
     return max(round(STRIPS_FACTOR * row * height + STRIP_FACTOR * strip), COARSE_FACTOR * coarsest)
 
 

@@ -8,22 +8,24 @@ not know that it travels: hooks before and after a module's call move it.
 
 Few large modules visit whole (`Visit`). Many small ones pass in a row (`Parade`) through two rooms: while one
 works, the next is copied into the other room on a stream of its own. A room is written only after its last
-reader is done, and read only after its copy is.
+reader is done, and read only after its copy is. What is not page-locked reaches the card through the buckets
+of `relay.py`.
 
 The dock counts what it lends; with the CPU for a card, the movement is the same and the counts are too.
 """
 
-import logging
-import mmap
-import weakref
+import ctypes
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from sd35.runtime.pages import page_locked
+from sd35.runtime.relay import Relay, recall
 
 ALIGNMENT = 256  # bytes, as the allocator's own: FP8 products want 16, vector loads up to 128
 
@@ -80,11 +82,24 @@ class Cargo:
 
     def pack(self) -> None:
         """Put the values at home into one page-locked piece: a copy is then one transfer at full speed."""
-        piece = _page_locked(self.nbytes)
+        piece = page_locked(self.nbytes)
         self.copy_into(piece)
         self._values = [_Value(v.owner, v.name, v.place_in(piece), v.offset) for v in self._values]
         self._packed = piece
         self.go_home()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the values lie in one page-locked piece."""
+        return self._packed is not None
+
+    def gather(self, start: int, end: int, address: int) -> None:
+        """Copy what belongs between two bytes of a room to an address in host memory; other threads go on."""
+        for value in self._values:
+            first, last = max(start, value.offset), min(end, value.offset + value.home.nbytes)
+            if first < last:
+                source = value.home.data_ptr() + first - value.offset  # values are dense, in any order
+                ctypes.memmove(address + first - start, source, last - first)
 
     def copy_into(self, room: Tensor) -> None:
         """Copy all values to the room; the host need not wait for packed ones."""
@@ -144,10 +159,11 @@ class Visit:
 class Parade:
     """Modules that are called one after another, and of which two are on the card at most.
 
-    With `repeats`, the first is fetched again while the last works, and the rooms stay until `leave`; else
-    the last one's end is the end. A module called again at once is still there; one called out of turn is
-    fetched when it is called. `keep` makes of a module's result one that reads nothing of the module's: the
-    next but one takes its room.
+    The last one's end is the end, unless the parade `lingers`: then the rooms stay until `leave`, so that the
+    last may be called again too. With `repeats` they stay as well, and the first is fetched again while the
+    last works. A module called again at once is still there; one called out of turn is fetched when it is
+    called. `keep` makes of a module's result one that reads nothing of the module's: the next but one takes
+    its room. What is not packed goes through `relay`.
     """
 
     def __init__(
@@ -157,14 +173,17 @@ class Parade:
         dock: Dock,
         *,
         repeats: bool,
+        lingers: bool = False,
         before: Callable[[], None] = lambda: None,
         keep: Callable[[Any], Any] = lambda result: result,
+        relay: Relay | None = None,
     ) -> None:
         self._cargos, self._before, self._keep = cargos, before, keep
-        self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device)
+        self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device, relay)
+        self._lingers = lingers or repeats
         self._rooms: list[Tensor] = []
         self._free: list[Any] = [None, None]  # when each room's last reader is done
-        self._coming: tuple[int, int, Any] | None = None  # who, into which room, when it is there
+        self._coming: tuple[int, int, Crossing] | None = None  # who, into which room
         self._working: tuple[int, int] | None = None
         self._gone: tuple[int, int] | None = None  # who worked last, and in which room it can still be found
         self._hooks = [hook for i, module in enumerate(modules) for hook in self._hook(i, module)]
@@ -176,9 +195,7 @@ class Parade:
 
     def leave(self) -> None:
         """Have all modules at home, and give the rooms back."""
-        if self._coming is not None:
-            self._lane.wait(self._coming[2])
-        self._coming = None
+        self._turn_back()
         for cargo in self._cargos:
             cargo.go_home()
         for room in self._rooms:
@@ -208,10 +225,10 @@ class Parade:
             self._working = self._gone
             return
         if self._coming is None or self._coming[0] != i:
-            self._fetch(i, self._coming[1] if self._coming else 0)
+            self._fetch(i, self._turn_back())
         assert self._coming is not None
-        _, room, arrived = self._coming
-        self._lane.wait(arrived)
+        _, room, crossing = self._coming
+        self._lane.wait(crossing)
         self._cargos[i].appear_in(self._rooms[room])
         self._coming, self._working = None, (i, room)
         following = i + 1
@@ -225,47 +242,68 @@ class Parade:
         self._cargos[i].go_home()
         self._free[self._working[1]] = self._lane.now()
         self._working, self._gone = None, self._working
-        if i == len(self._cargos) - 1 and not self._repeats:
+        if i == len(self._cargos) - 1 and not self._lingers:
             self.leave()
         return result
 
     def _fetch(self, i: int, room: int) -> None:
-        cargo, place = self._cargos[i], self._rooms[room]
-        arrived = self._lane.carry(lambda: cargo.copy_into(place), after=self._free[room])
-        self._coming = (i, room, arrived)
+        crossing = self._lane.carry(self._cargos[i], self._rooms[room], after=self._free[room])
+        self._coming = (i, room, crossing)
+
+    def _turn_back(self) -> int:
+        """Have nobody under way; the room that is free then."""
+        if self._coming is None:
+            return 0
+        _, room, crossing = self._coming
+        self._lane.abandon(crossing)
+        self._coming = None
+        return room
+
+
+Crossing = list[Future[None]]  # what of a copy is still to be queued; nothing where the host need not help
 
 
 class Lane:
-    """A card's copy stream beside its work; on a CPU everything has happened when it returns."""
+    """A card's copy stream beside its work; without a relay a CPU has copied when `carry` returns."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, relay: Relay | None = None) -> None:
+        self._device, self._relay = device, relay
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def now(self) -> torch.cuda.Event | None:
         """The point that the work has been queued to."""
         return None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
 
-    def carry(self, copy: Callable[[], None], after: torch.cuda.Event | None) -> torch.cuda.Event | None:
-        """Copy once the work has passed `after`; gives the point at which the copy is done."""
-        if self._stream is None:
-            copy()
-            return None
-        with torch.cuda.stream(self._stream):
-            if after is not None:
+    def carry(self, cargo: Cargo, room: Tensor, after: torch.cuda.Event | None) -> Crossing:
+        """Begin a copy that waits until the work has passed `after`."""
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            if self._stream is not None and after is not None:
                 self._stream.wait_event(after)
-            copy()
-            return self._stream.record_event()
+            if self._relay is not None and not cargo.is_packed:
+                return self._relay.send(cargo, room, self._stream)
+            cargo.copy_into(room)
+            return []
 
-    def wait(self, done: torch.cuda.Event | None) -> None:
-        """Let no further work begin before that copy is done."""
-        if done is not None:
-            torch.cuda.current_stream(self._device).wait_event(done)
+    def wait(self, crossing: Crossing) -> None:
+        """Let no further work begin before that copy is done; it is the last that began."""
+        for piece in crossing:
+            piece.result()
+        self._let_pass()
+
+    def abandon(self, crossing: Crossing) -> None:
+        """Nobody wants that copy any more: what has not begun never does; no work begins before the rest."""
+        recall(crossing)
+        self._let_pass()
 
     def drain(self) -> None:
         """Wait until no copy is under way: what is copied from may go then."""
         if self._stream is not None:
             self._stream.synchronize()
+
+    def _let_pass(self) -> None:
+        """The work goes on behind all copies that are queued."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 def cargo_bytes(tensors: Any) -> int:
@@ -299,24 +337,3 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or (
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     )
-
-
-def _page_locked(nbytes: int) -> Tensor:
-    """Host memory that a card's copy engine reads by itself, to the page: PyTorch's own rounds up to 2^n."""
-    piece = whole_pages(nbytes)
-    runtime = torch.cuda.cudart()
-    if int(runtime.cudaHostRegister(piece.data_ptr(), piece.nbytes, 0)) != 0:
-        log.warning(
-            "the system locks no %d MB of memory for us, so copies to the card are slower", nbytes >> 20
-        )
-        return piece
-    weakref.finalize(piece, runtime.cudaHostUnregister, piece.data_ptr()).atexit = False
-    return piece
-
-
-def whole_pages(nbytes: int) -> Tensor:
-    """At least so many bytes of host memory, in pages that hold nothing else: a page is locked only once."""
-    nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = torch.empty(nbytes + mmap.PAGESIZE, dtype=torch.uint8)
-    start = -memory.data_ptr() % mmap.PAGESIZE
-    return memory[start : start + nbytes]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sd35.runtime.encoders import TextEncoder, TextEncoders
 from sd35.runtime.memory import MemoryPlan, Work
 from sd35.runtime.mmdit import MMDiT
 from sd35.runtime.moving import Cargo, Dock, Parade, Visit
+from sd35.runtime.relay import Relay
 from sd35.runtime.sizes import Sizes
 from sd35.runtime.stretches import Stretch
 from sd35.runtime.vae import VaeDecoder, whole
@@ -51,6 +53,7 @@ class Residence:
         self.device = cards[0].device
         self.dock = Dock(self.device)
         self._guests: list[Visit | Parade] = []
+        self._relay: Relay | None = None  # that the encoders' layers come through
         self.before_change: Callable[[], None] = lambda: None  # parts that others have too are about to move
         self._move_in()
 
@@ -117,6 +120,8 @@ class Residence:
             yield
         finally:
             self._send_home()
+            if self._relay is not None:
+                self._relay.rest()
             if self.plan.moves:
                 self._empty_cache()  # what comes next would cut up their pieces: no recording could have them
 
@@ -148,7 +153,9 @@ class Residence:
     def _empty(self, parts: list[nn.Module]) -> None:
         for guest in self._guests:
             guest.end()
-        self._guests = []
+        if self._relay is not None:
+            self._relay.rest()
+        self._guests, self._relay = [], None
         for part in parts:
             part.to(_HOST)
         self._empty_cache()
@@ -160,7 +167,7 @@ class Residence:
     def _move_in(self) -> None:
         """Put on the device what stays there, and arrange how the others come."""
         self._empty_cache()  # what stays would cut up the pieces that are cached, and pin them
-        self._vae.walk = in_strips if self.plan.strips else whole
+        self._vae.walk = partial(in_strips, rows=self.plan.strips) if self.plan.strips else whole
         for encoder in self._text_encoders():
             encoder.device = self.encoders_on
         self._mmdit.stretches = self._stretches()
@@ -172,7 +179,7 @@ class Residence:
         if self.plan.vae_stays:
             self._vae.to(self.device)
         else:
-            self._guests.append(Visit(Cargo(self._vae), self._vae, self.dock))
+            self._guests.append(Visit(self._packed(Cargo(self._vae)), self._vae, self.dock))
 
     def _settle_all(self) -> None:
         """Each part on its card, for good."""
@@ -198,11 +205,17 @@ class Residence:
                 encoder.model.to(self.device)
             return
         # Tables are read where they lie; a text's few vectors travel.
+        self._relay = Relay(self.device)
         for encoder in self._text_encoders():
             layers = encoder.layers()
             self._settle(encoder.model, [*layers, *encoder.tables()])
             cargos = [Cargo(layer) for layer in layers]
-            self._guests.append(Parade(layers, cargos, self.dock, repeats=False, before=self._send_home))
+            self._guests.append(
+                Parade(
+                    layers, cargos, self.dock,
+                    repeats=False, lingers=True, before=self._send_home, relay=self._relay,
+                )
+            )  # fmt: skip
 
     def _place_mmdit(self) -> None:
         mmdit, plan = self._mmdit, self.plan

@@ -12,10 +12,14 @@ From there on activations are strips of rows, and three things keep them equal t
   and a doubled picture is never there as a whole: both would be the largest activations of all.
 
 A strip of the input is forgotten when the last strip of the output that reads it is done, so a block needs
-one activation and a few strips. Time: 1.5 to 2 times the whole's. Shapes: B = 1, C channels, H x W.
+one activation and a few strips. Arithmetic: twice the whole's, and a few dozen launches for each strip of
+each block, which a card does faster than a CPU launches them: strips are as high as memory allows, and
+nothing here waits for the card. Shapes: B = 1, C channels, H x W.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -25,7 +29,7 @@ from torch.nn import functional as F
 from sd35.kernels.api import Operations
 from sd35.runtime.vae import Attention, Ending, Norm, Resnet, Upsample, VaeDecoder
 
-STRIP_ROWS = 32  # at every level: where channels double, the width is half
+WIDE, NARROW = 128, 32  # rows of a strip, at every level: where channels double, the width is half
 MOST_QUERIES = 1024  # of the attention: 16,384 places at 1024 x 1024 pixels
 BLOCK_HALO = 2  # rows beyond a strip that a residual block reads: one for each convolution
 
@@ -96,30 +100,40 @@ class Doubled:
         return doubled[:, :, top - 2 * first : bottom - 2 * first]
 
 
-def in_strips(decoder: VaeDecoder, x: Tensor) -> Tensor:
-    """What the decoder reads, of one picture [1, 16, H, W] -> pixels [1, 3, 8H, 8W]."""
+@dataclass(frozen=True)
+class Cut:
+    """How a decode is cut: who computes, and rows of a strip."""
+
+    operations: Operations
+    rows: int
+
+    def strips(self, height: int) -> list[tuple[int, int]]:
+        """Each strip's first row and the one behind its last."""
+        return [(top, min(top + self.rows, height)) for top in range(0, height, self.rows)]
+
+
+def in_strips(decoder: VaeDecoder, x: Tensor, rows: int = NARROW) -> Tensor:
+    """What the decoder reads, of one picture [1, 16, H, W] -> pixels [1, 3, 8H, 8W]; so many rows a strip."""
     assert len(x) == 1, "rows of one picture lie in one stretch of memory, those of two don't"
     stages = iter(decoder.stages)
     for stage in stages:
         if isinstance(stage, Upsample):
-            return _in_rows(stage, stages, _kept([x]), decoder.operations)
+            return _in_rows(stage, stages, _kept([x]), Cut(decoder.operations, rows))
         x = _small(stage, x, decoder.operations)
     return x
 
 
-def _in_rows(
-    doubling: Upsample, following: Iterator[nn.Module], source: Rows, operations: Operations
-) -> Tensor:
+def _in_rows(doubling: Upsample, following: Iterator[nn.Module], source: Rows, cut: Cut) -> Tensor:
     """From the first doubling to the pixels."""
     rows: Rows = Doubled(doubling, source)
     for stage in following:
         if isinstance(stage, Upsample):
             rows = Doubled(stage, rows)
         elif isinstance(stage, Resnet):
-            rows = _resnet(stage, rows, operations)
+            rows = _resnet(stage, rows, cut)
         else:
             assert isinstance(stage, Ending), f"{type(stage).__name__} is no stage of strips"
-            rows = _to_pixels(stage, rows, operations)
+            rows = _to_pixels(stage, rows, cut)
     return rows.read(0, rows.height)
 
 
@@ -130,50 +144,55 @@ def _small(stage: nn.Module, x: Tensor, operations: Operations) -> Tensor:
     return out
 
 
-def _resnet(stage: Resnet, source: Rows, operations: Operations) -> Rows:
-    normed = _normed(stage.norm1, source.read, source.height, operations)
+def _resnet(stage: Resnet, source: Rows, cut: Cut) -> Rows:
+    normed = _normed(stage.norm1, source.read, source.height, cut)
 
     def inner(top: int, bottom: int) -> Tensor:
         """The first convolution's result without its bias."""
         return _convolved(stage.conv1.product, normed, top, bottom, source.height)
 
-    normed_again = _normed(stage.norm2, inner, source.height, operations, stage.conv1.bias)
+    normed_again = _normed(stage.norm2, inner, source.height, cut, stage.conv1.bias)
     out = Kept()
-    for top, bottom in _strips(source.height):
+    for top, bottom in cut.strips(source.height):
         branch = _convolved(stage.conv2.product, normed_again, top, bottom, source.height)
-        out.append(stage.joined(source.read(top, bottom), branch, operations))
+        out.append(stage.joined(source.read(top, bottom), branch, cut.operations))
         source.forget_above(bottom - BLOCK_HALO)
     return out
 
 
-def _to_pixels(stage: Ending, source: Rows, operations: Operations) -> Rows:
-    normed = _normed(stage.conv_norm_out, source.read, source.height, operations)
+def _to_pixels(stage: Ending, source: Rows, cut: Cut) -> Rows:
+    normed = _normed(stage.conv_norm_out, source.read, source.height, cut)
     return _kept(
         _convolved(stage.conv_out, normed, top, bottom, source.height)
-        for top, bottom in _strips(source.height)
+        for top, bottom in cut.strips(source.height)
     )
 
 
-def _normed(norm: Norm, read: Read, height: int, operations: Operations, added: Tensor | None = None) -> Read:
+def _normed(norm: Norm, read: Read, height: int, cut: Cut, added: Tensor | None = None) -> Read:
     """What reads rows normed by the whole picture's statistics, which are gathered now."""
     parts = [
-        (operations.group_statistics(read(top, bottom), norm.groups, added), bottom - top)
-        for top, bottom in _strips(height)
+        (cut.operations.group_statistics(read(top, bottom), norm.groups, added), bottom - top)
+        for top, bottom in cut.strips(height)
     ]
     statistics = combined(parts)
-    return lambda top, bottom: operations.group_norm(
+    return lambda top, bottom: cut.operations.group_norm(
         read(top, bottom), statistics, norm.weight, norm.bias, added, silu=True
     )
 
 
 def combined(parts: list[tuple[Tensor, int]]) -> Tensor:
     """Statistics [B, groups, 2] of strips, each with its rows -> the statistics of all rows together."""
-    weights = torch.tensor([float(rows) for _, rows in parts], device=parts[0][0].device)
-    weights = (weights / weights.sum())[:, None, None]
+    weights = _shares([rows for _, rows in parts], parts[0][0])
     means, variances = torch.stack([statistics for statistics, _ in parts]).unbind(dim=-1)
     mean = (weights * means).sum(dim=0)
     variance = (weights * (variances + (means - mean).square())).sum(dim=0)
     return torch.stack([mean, variance], dim=-1)
+
+
+def _shares(rows: list[int], like: Tensor) -> Tensor:
+    """Of each strip in all rows [N, 1, 1]; filled on the device: for a list from the host we would wait."""
+    runs = [(count, len(list(run))) for count, run in groupby(rows)]
+    return torch.cat([like.new_full((length, 1, 1), count / sum(rows)) for count, length in runs])
 
 
 def _convolved(
@@ -183,10 +202,6 @@ def _convolved(
     first = max(top - 1, 0)
     rows = convolve(read(first, min(bottom + 1, height)))
     return rows[:, :, top - first : bottom - first]
-
-
-def _strips(height: int) -> list[tuple[int, int]]:
-    return [(top, min(top + STRIP_ROWS, height)) for top in range(0, height, STRIP_ROWS)]
 
 
 def _kept(pieces: Iterator[Tensor] | list[Tensor]) -> Kept:
