@@ -15,7 +15,7 @@ from sd35.bench import peers, worker
 from sd35.bench.ours import Sd35Engine
 from sd35.bench.random_weights import RandomCheckpoint
 from sd35.bench.workload import Workload
-from sd35.errors import LibraryError
+from sd35.errors import LibraryError, RequestError
 from sd35.runtime.encoders import encode
 from sd35.runtime.latents import initial_latents
 from sd35.runtime.load import assemble
@@ -72,6 +72,13 @@ def test_stages_alone_and_together(tiny: Workload, name: str, stage: str | None)
     assert list(seconds) == list(workload.stages)
     assert min(seconds.values()) > 0
     assert heard == ([(1, 3), (2, 3), (3, 3)] if "denoise" in workload.stages else [])
+
+
+def test_the_16_bit_weights_run_too(tiny: Workload) -> None:
+    """For the comparison with FP8 as storage; a checkpoint brings its own precision."""
+    assert Sd35Engine(replace(tiny, precision="bf16")).precision == "float32"
+    with pytest.raises(RequestError, match="a checkpoint has its own"):
+        replace(tiny, precision="bf16", checkpoint="demo")
 
 
 def test_a_stage_alone_holds_its_part_alone(tiny: Workload) -> None:

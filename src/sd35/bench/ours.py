@@ -33,7 +33,7 @@ _USED = {"encode": "text_encoder", "denoise": "transformer", "decode": "vae"}  #
 
 
 class Sd35Engine:
-    """Our pipeline: a checkpoint's, or of random weights quantized as `sd35 quantize` does."""
+    """Our pipeline: a checkpoint's, or of random weights, quantized as `sd35 quantize` does."""
 
     def __init__(self, workload: Workload) -> None:
         placement = resolve(workload.config())
@@ -99,8 +99,8 @@ class Sd35Engine:
 
 
 def _made(workload: Workload, device: torch.device) -> Pipeline:
-    """A pipeline of random weights, FP8 where `sd35 quantize` makes FP8."""
-    checkpoint = RandomCheckpoint(workload.variant, device, Recipe())
+    """A pipeline of random weights, FP8 where `sd35 quantize` makes FP8 if the work is in FP8."""
+    checkpoint = RandomCheckpoint(workload.variant, device, Recipe() if workload.precision == "fp8" else None)
     pipeline = assemble(checkpoint, workload.config(), workload.model, identity="random")
     if pipeline.residence.plan.division is not None:
         # Drawing and quantizing leave holes between the weights, which a checkpoint's bytes do not.

@@ -7,7 +7,7 @@ it does for people.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from sd35.config import RuntimeConfig
 from sd35.errors import RequestError
@@ -18,6 +18,7 @@ OURS = "sd35"
 PEERS = ("diffusers-eager", "diffusers-compile", "torchao-compile")
 STAGES = ("encode", "denoise", "decode")
 MAX_ROUNDS = 1_000
+Precision = Literal["fp8", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Workload:
 
     None means what the variant recommends. `stage` is one of STAGES to run alone on random inputs, with the
     other parts of the model off the device; None is the whole way from prompt to pixels. `runtime` holds
-    fields of `RuntimeConfig` for our own engine, which takes the weights of `checkpoint` where one is named.
+    fields of `RuntimeConfig` for our own engine, which takes the weights of `checkpoint` where one is named;
+    `precision` is of our transformer's random weights.
     """
 
     variant: str = "large"
@@ -38,6 +40,7 @@ class Workload:
     rounds: int = 3
     stage: str | None = None
     checkpoint: str | None = None
+    precision: Precision = "fp8"
     runtime: dict[str, str | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class Workload:
             raise RequestError(f"rounds is {self.rounds}, outside its range: give 1 to {MAX_ROUNDS}.")
         if self.stage is not None and self.stage not in STAGES:
             raise RequestError(f"stage can't be {self.stage!r}: choose one of {', '.join(STAGES)}.")
+        if self.checkpoint is not None and self.precision != "fp8":
+            raise RequestError("precision is of random weights, and a checkpoint has its own: leave it out.")
         devices = self.config().device_names
         if self.stage is not None and len(devices) > 1:
             raise RequestError(

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sd35.bench.workload import OURS, PEERS, STAGES, Workload
+from sd35.bench.workload import OURS, PEERS, STAGES, Precision, Workload
 from sd35.cli import bench_serve
 from sd35.cli.console import print_json
 from sd35.cli.output import write_whole
@@ -51,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", help="a folder or single file for sd35 to read (default: random weights)"
     )
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="fp8",
+        help="of sd35's random weights in the transformer (default: fp8)",
+    )  # fmt: skip
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the variant's)")
     parser.add_argument("--images", type=int, default=1, help="pictures at once (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the variant's)")
@@ -130,6 +134,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
         guidance_scale=arguments.guidance_scale,
         stage=arguments.stage,
         checkpoint=arguments.checkpoint,
+        precision=arguments.precision,
         runtime={name: value for name, value in runtime.items() if value is not None},
     )
     if not arguments.budget > 0:
