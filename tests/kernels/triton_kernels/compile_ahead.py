@@ -38,6 +38,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.uint8: "*u8",
+    torch.int32: "*i32",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
 OPTIONS = {"num_warps", "num_stages"}

@@ -12,7 +12,9 @@ from sd35.kernels.operands import PLAIN, Form, Heads, Operand, Product, Residual
 
 WIDTHS = (64, 256, 1536, 2432)  # the smallest, the demo's, Medium's and Large's channels
 BATCH, TOKENS, ALL_TOKENS, FIRST = 2, 5, 9, 3
-FIRSTS = (3, 16)  # in tiles: in the middle of a group of keys, and at a multiple that Triton compiles apart
+# Where a stream in tiles starts and how many tokens come after it: in the middle of a group of keys; at a
+# multiple that Triton compiles apart; and with nobody's memory behind it, where v goes in words.
+PLACES = ((3, 1), (16, 1), (16, 0))
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Inputs:
             part.view(torch.uint8).fill_(0x7F)  # NaN in E4M3; a huge number in the others
         return heads
 
-    def tiles(self, width: int, first: int) -> TiledHeads:
-        """The same in tiles, with room for `first` tokens before the stream's."""
-        tiles = TiledHeads.empty(BATCH, first + self.tokens + 1, width // 64, 64, self.device)
+    def tiles(self, width: int, first: int, after: int) -> TiledHeads:
+        """The same in tiles, with room for so many tokens before and after the stream's."""
+        tiles = TiledHeads.empty(BATCH, first + self.tokens + after, width // 64, 64, self.device)
         for part in (tiles.q, tiles.k, tiles.v):
             part.view(torch.uint8).fill_(0x7F)
         return tiles
@@ -119,11 +121,11 @@ def runs(inputs: Inputs, width: int) -> Iterator[tuple[str, Run]]:
                     operations, qkv, norm_q, norm_k, inputs.heads(width, dtype)
                 ),
             )
-    for first, qkv in zip(FIRSTS, inputs.results(3 * width), strict=False):
+    for (first, after), qkv in zip(PLACES, inputs.results(3 * width), strict=True):
         yield (
-            f"place_heads tiles {first}",
-            lambda operations, qkv=qkv, first=first: placed_in_tiles(
-                operations, qkv, norm_q, norm_k, inputs.tiles(width, first), first
+            f"place_heads tiles {first} {after}",
+            lambda operations, qkv=qkv, first=first, after=after: placed_in_tiles(
+                operations, qkv, norm_q, norm_k, inputs.tiles(width, first, after), first
             ),
         )
 

@@ -24,16 +24,64 @@ def test_every_operation_is_its_definition(width: int) -> None:
                 raise AssertionError(f"{name} at {width}: {error}") from error
 
 
+STREAMS = pytest.mark.parametrize(
+    ("first", "tokens", "after"),
+    [(0, 144, 1), (1, 2, 1), (30, 132, 1), (128, 16, 1), (4, 140, 3), (32, 133, 0), (30, 133, 0), (0, 1, 0)],
+)
+IMAGES = pytest.mark.parametrize("image", [256, 140, 133, 3])
+
+
 @pytest.mark.skipif(ON_CARD, reason="the interpreter was not chosen")
-@pytest.mark.parametrize(("first", "tokens"), [(0, 144), (1, 2), (30, 133), (128, 16)])
-def test_streams_of_several_blocks_go_to_tiles(first: int, tokens: int) -> None:
+@STREAMS
+def test_streams_of_several_blocks_go_to_tiles(first: int, tokens: int, after: int) -> None:
     """Blocks of tokens join without a seam, wherever a stream starts and ends."""
+    assert_stream_meets(Inputs(CPU, torch.float32, tokens), first, after)
+
+
+@pytest.mark.gpu
+@STREAMS
+def test_streams_of_several_blocks_on_a_card(first: int, tokens: int, after: int) -> None:
+    """The same on a card."""
+    assert_stream_meets(Inputs(torch.device("cuda"), torch.float32, tokens), first, after)
+
+
+def assert_stream_meets(inputs: Inputs, first: int, after: int) -> None:
+    """One stream in tiles as the definition has it, and what lies around it as it was."""
     torch.manual_seed(first)
-    inputs = Inputs(CPU, torch.float32, tokens)
-    qkv, norm_q, norm_k = inputs.random(BATCH, tokens, 3 * 128), inputs.random(64), inputs.random(64)
-    ours, expected = inputs.tiles(128, first), inputs.tiles(128, first)
-    got = placed_in_tiles(triton, qkv, norm_q, norm_k, ours, first)
-    for part, want in zip(got, placed_in_tiles(reference, qkv, norm_q, norm_k, expected, first), strict=True):
+    qkv, norm_q, norm_k = inputs.random(BATCH, inputs.tokens, 3 * 128), inputs.random(64), inputs.random(64)
+    got, expected = (
+        placed_in_tiles(operations, qkv, norm_q, norm_k, inputs.tiles(128, first, after), first)
+        for operations in (triton, reference)
+    )
+    for part, want in zip(got, expected, strict=True):
+        assert_meets(part, want, 2e-5)
+
+
+@pytest.mark.skipif(ON_CARD, reason="the interpreter was not chosen")
+@IMAGES
+def test_an_image_stream_stays_off_the_text_behind_it(image: int) -> None:
+    """The text is there first, and no token of it is written again."""
+    assert_both_streams_meet(Inputs(CPU, torch.float32, image), text=37)
+
+
+@pytest.mark.gpu
+@IMAGES
+def test_an_image_stream_stays_off_the_text_on_a_card(image: int) -> None:
+    """The same on a card."""
+    assert_both_streams_meet(Inputs(torch.device("cuda"), torch.float32, image), text=37)
+
+
+def assert_both_streams_meet(inputs: Inputs, text: int) -> None:
+    """Text in tiles and then the image stream before it, as the definition has them."""
+    torch.manual_seed(inputs.tokens)
+    image_qkv, text_qkv = (inputs.random(BATCH, tokens, 3 * 128) for tokens in (inputs.tokens, text))
+    norm = inputs.random(64)
+    placed = []
+    for operations in (triton, reference):
+        tiles = inputs.tiles(128, 0, text)
+        operations.place_heads(text_qkv, norm, norm, tiles, inputs.tokens)
+        placed.append(placed_in_tiles(operations, image_qkv, norm, norm, tiles, 0))
+    for part, want in zip(*placed, strict=True):
         assert_meets(part, want, 2e-5)
 
 

@@ -9,6 +9,8 @@ from sd35.kernels.operands import Form, Operand, Product, Result
 from sd35.kernels.triton.launch import Output, form_arguments, parts_of, result_arguments
 from sd35.kernels.triton.numbers import PLAIN, load_result, store_operand
 
+ROOT = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+
 
 def gelu(hidden: Result, form: Form, dtype: torch.dtype) -> Operand:
     """`reference.gelu`."""
@@ -74,12 +76,13 @@ def gelu_tanh(x, APPROXIMATE: tl.constexpr):
 
     In full it is x / (1 + exp(-2 u)): an exponential and a quotient, on the unit that rounds to FP8 too.
     """
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    u = x * (ROOT + 0.044715 * ROOT * (x * x))
     if APPROXIMATE:
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
-        y = 0.5 * x * (1.0 + tanh)
+        half = 0.5 * x
+        y = half * tanh + half
     else:
         y = x / (1.0 + tl.exp(tl.minimum(-2.0 * u, 80.0)))  # exp(80) is far beyond 1 and no infinity
     return y

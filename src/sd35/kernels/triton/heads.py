@@ -12,7 +12,7 @@ from torch import Tensor
 from sd35.kernels.operands import Heads, Product, Result, TiledHeads
 from sd35.kernels.reference import NORM_EPSILON
 from sd35.kernels.triton.launch import result_arguments, rounds_natively
-from sd35.kernels.triton.numbers import e4m3_bits, load_head
+from sd35.kernels.triton.numbers import e4m3_bits, load_head, normed_head
 from sd35.kernels.triton.tiles import place_tiles
 
 ROWS = 64  # of a program
@@ -48,13 +48,13 @@ def place_heads_kernel(
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """One program for one head's queries, keys or values of ROWS tokens."""
-    x = load_head(
-        values, row_scale, column_scale, bias, norm_q, norm_k, tokens, heads, epsilon,
-        UNFINISHED, BIASED, ROWS, HEAD_DIM,
-    )  # fmt: skip
     kind, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    x = load_head(values, row_scale, column_scale, bias, token, tokens, heads, UNFINISHED, BIASED, HEAD_DIM)
+    if kind < 2:
+        x = normed_head(x, norm_q if kind == 0 else norm_k, epsilon, HEAD_DIM)
     batch = tl.program_id(2).to(tl.int64)
-    token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    token = token[:, None]
     present = token < tokens
     dims = tl.arange(0, HEAD_DIM)[None, :]
     out = q if kind == 0 else (k if kind == 1 else v)

@@ -21,12 +21,22 @@ STATIC = tl.constexpr(2)
 LARGEST = tl.constexpr(448.0)
 SMALLEST_SCALE = tl.constexpr(1.1754943508222875e-38)  # float32's smallest normal number, as in sd35.fp8
 
+# Four values to one register: of Triton's own conversion the compiler may take each byte apart again.
+FOUR_CODES = tl.constexpr(
+    """{
+    .reg .b16 low, high;
+    cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+    cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+    mov.b32 $0, {low, high};
+    }"""
+)
+
 
 @triton.jit
 def e4m3_bits(x, NATIVE: tl.constexpr):
     """float32 -> E4M3 as uint8: to nearest even, saturating, NaN stays NaN."""
     if NATIVE:
-        code = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        code = tl.inline_asm_elementwise(FOUR_CODES, "=r,f,f,f,f", [x], dtype=tl.uint8, is_pure=True, pack=4)
     else:
         bits = x.to(tl.int32, bitcast=True)
         magnitude = bits & 0x7FFFFFFF
@@ -37,6 +47,20 @@ def e4m3_bits(x, NATIVE: tl.constexpr):
         rounded = tl.where(magnitude > 0x7F800000, 0x7F, rounded)
         code = (((bits >> 24) & 0x80) | rounded).to(tl.uint8)
     return code
+
+
+@triton.jit
+def e4m3_words(a, b, c, d, NATIVE: tl.constexpr):
+    """The codes of four float32 side by side in an int32, a's in its lowest byte."""
+    if NATIVE:
+        word = tl.inline_asm_elementwise(
+            FOUR_CODES, "=r,f,f,f,f", [a, b, c, d], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        low = e4m3_bits(a, NATIVE).to(tl.int32) | e4m3_bits(b, NATIVE).to(tl.int32) << 8
+        high = e4m3_bits(c, NATIVE).to(tl.int32) | e4m3_bits(d, NATIVE).to(tl.int32) << 8
+        word = low | high << 16
+    return word
 
 
 @triton.jit
@@ -97,27 +121,28 @@ def store_operand(
 
 @triton.jit
 def load_head(
-    values, row_scale, column_scale, bias, norm_q, norm_k, tokens, heads, epsilon,
-    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    values, row_scale, column_scale, bias, token, tokens, heads,
+    UNFINISHED: tl.constexpr, BIASED: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """One head's queries, keys or values of ROWS tokens, finished, in float32; q and k normed.
+    """One head's queries, keys or values of some tokens, finished, in float32: [tokens, HEAD_DIM].
 
     Programs are (3 * heads, blocks of tokens, batch): heads first, so that those that run side by side read
     whole tokens.
     """
-    kind = tl.program_id(0) // heads
-    token = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    token = token[:, None]
     present = token < tokens
     row = tl.program_id(2).to(tl.int64) * tokens + token
-    dims = tl.arange(0, HEAD_DIM)[None, :]
-    columns = tl.program_id(0) * HEAD_DIM + dims
+    columns = tl.program_id(0) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     x = tl.load(values + row * (3 * heads * HEAD_DIM) + columns, mask=present, other=0.0).to(tl.float32)
     if UNFINISHED:
         x = x * tl.load(row_scale + row, mask=present, other=0.0) * tl.load(column_scale + columns)
         if BIASED:
             x = x + tl.load(bias + columns).to(tl.float32)
-    if kind < 2:
-        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
-        norm = norm_q if kind == 0 else norm_k
-        x = x * inverse[:, None] * tl.load(norm + dims).to(tl.float32)
     return x
+
+
+@triton.jit
+def normed_head(x, weight, epsilon, HEAD_DIM: tl.constexpr):
+    """`reference.qk_rms_norm` of a head's queries or keys, [tokens, HEAD_DIM]."""
+    inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + epsilon)
+    return x * inverse[:, None] * tl.load(weight + tl.arange(0, HEAD_DIM)[None, :]).to(tl.float32)
