@@ -37,12 +37,15 @@ from sd35.compare.judges import SubjectJudge
 from sd35.config import Attention, RuntimeConfig
 from sd35.demo.prompts import held_out_prompts, trained_prompts
 from sd35.fp8 import Scheme
+from sd35.kernels import reference
 from sd35.kernels.attention import attention_refuses
+from sd35.kernels.operands import Heads, TiledHeads
 from sd35.quantization.calibrate import LayerInputs, calibrate
 from sd35.quantization.grams import Grams
 from sd35.quantization.recipe import Recipe
 from sd35.request import GenerationRequest, Settings
 from sd35.runtime.encoders import encode
+from sd35.runtime.joint_block import Engine
 from sd35.runtime.load import load_pipeline, resolve
 from sd35.runtime.pipeline import Pipeline
 from sd35.runtime.sampling import TRAIN_TIMESTEPS, flow_sigmas
@@ -98,12 +101,27 @@ def in_float32(bench: Bench) -> Pipeline:
 
 
 def with_attention(name: Attention, bench: Bench) -> Pipeline:
-    """The default recipe, and an attention in E4M3 besides."""
+    """The default recipe, and an attention in E4M3 besides; without a card ours by its definition."""
     placement = resolve(bench.config)
     refusal = attention_refuses(name, placement.device, placement.dtype)
-    if refusal is not None:
+    if refusal is None:
+        return replace(bench, config=replace(bench.config, attention=name)).ours(Recipe.of(ROWWISE))
+    if name != "sd35-fp8" or placement.device.type != "cpu":
         raise SkippedError(refusal)
-    return replace(bench, config=replace(bench.config, attention=name)).ours(Recipe.of(ROWWISE))
+    pipeline = bench.ours(Recipe.of(ROWWISE))
+    for part in (pipeline.mmdit, *pipeline.mmdit.blocks):
+        part.engine = Definition(part.engine.operations, name)
+    return pipeline
+
+
+@dataclass(frozen=True)
+class Definition(Engine):
+    """Attends by `reference.attend_tiles`."""
+
+    def attend(self, heads: Heads | TiledHeads) -> Tensor:
+        """In bf16, as the kernel gives it."""
+        assert isinstance(heads, TiledHeads)
+        return reference.attend_tiles(heads).bfloat16()
 
 
 def cast_plainly(bench: Bench) -> Pipeline:
