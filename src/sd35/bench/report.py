@@ -50,8 +50,8 @@ def readme_section(results: Iterable[Result]) -> str:
         "",
         f"Milliseconds per denoising step for each engine; for {OURS} also the time for a whole picture,",
         "the peak memory and the time until the first step has finished. Each row is a run of `sd35 bench`:",
-        f"all engines do the same work with random weights at full size, on {' or '.join(machines)}",
-        "([results](benchmarks/results)).",
+        "all engines do the same work with random weights at full size, on",
+        f"{' or '.join(machines)} ([results](benchmarks/results)).",
         "",
         _line(head),
         _line(["---"] * len(head)),
@@ -76,8 +76,8 @@ def memory_section(results: Iterable[Result]) -> str:
         "",
         "From prompt to picture, T5 in 16 bits, with a limit on what PyTorch may allocate: about 7.2 GiB are",
         "usable on an 8 GB card and 3.2 GiB on a 4 GB card. Ratios compare with a run without a limit, where",
-        f"everything stays on the card. Random weights at full size, on {' or '.join(machines)}:",
-        "[memory](docs/guides/memory.md).",
+        "everything stays on the card. Random weights at full size, on",
+        f"{' or '.join(machines)}: [memory](docs/guides/memory.md).",
         "",
         _line(head),
         _line(["---"] * len(head)),
@@ -124,7 +124,7 @@ def _order(row: Result) -> tuple[Any, ...]:
 def _readme_line(result: Result, ours: Result, machines: Sequence[str]) -> str:
     stage = f", {result['stage']} alone" if result.get("stage") else ""
     mode = f", {ours['mode']}" if ours["mode"] != "exact" else ""
-    place = f", {_machine(result)}" if len(machines) > 1 else ""
+    place = f", {_card(result)}" if len(machines) > 1 else ""
     how = f"{stage}{mode}, attention {ours['attention']}{place}"
     work = f"{VARIANTS[ours['variant']].title}, {_work(ours)}{how}"
     same = {row["engine"]: row["ms_per_step"] for row in result["rows"] if _work(row) == _work(ours)}
@@ -149,9 +149,12 @@ def _work(row: Result) -> str:
 
 
 def _machine(result: Result) -> str:
+    return f"{_card(result)}, torch {result['machine'].get('torch')}"
+
+
+def _card(result: Result) -> str:
     machine = result["machine"]
-    name = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('threads')} threads"
-    return f"{name}, torch {machine.get('torch')}"
+    return machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('threads')} threads"
 
 
 def _engine_table(result: Result) -> list[str]:
