@@ -28,6 +28,7 @@ class RuntimeConfig:
     demand and never falls back. `cuda_graphs` lets a card replay a whole denoising step as one graph.
     `max_vram` is the memory that may be allocated on the device, "7.2GiB" or a number of bytes; without it,
     what is free on a card. What a driver takes comes on top, about 0.5 GiB: a card of 8 GB leaves 7.2 GiB.
+    Plans leave 5% of it to the allocator's gaps.
     With several devices it is for each of them, or as many amounts as devices, "7.2GiB,11GiB".
     """
 

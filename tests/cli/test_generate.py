@@ -207,7 +207,7 @@ def test_a_budget_reaches_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert plan["name"] in ("staged", "streamed")
     assert plan["budget_bytes"] == 180 << 20
     assert [stage["stage"] for stage in plan["stages"]] == ["encode", "tables", "loop", "decode"]
-    assert all(stage["bytes"] <= 180 << 20 for stage in plan["stages"])
+    assert all(stage["bytes"] <= 0.95 * (180 << 20) for stage in plan["stages"])
     assert f"plan: {plan['name']}" in err
     assert "headroom" in err
 
@@ -217,16 +217,16 @@ def test_two_devices_share_a_picture(
 ) -> None:
     """--devices divides what the first has no room for: said, in the table of --verbose, and in JSON."""
     target = ["-o", str(tmp_path / "fox.png"), "--width", "128", "--height", "128", *FAST[:4]]
-    flags = ["--devices", "cpu,cpu:0", "--max-vram", "165MiB,1GiB", "--verbose", "--json"]
+    flags = ["--devices", "cpu,cpu:0", "--max-vram", "174MiB,1GiB", "--verbose", "--json"]
     assert main(["generate", "a fox", *flags, *target]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert report["plan"]["name"] == "beside"
     assert report["plan"]["division"]["encoders"] == 1
     first, second = report["plan"]["devices"]
-    assert (first["device"], first["budget_bytes"]) == ("cpu", 165 << 20)
+    assert (first["device"], first["budget_bytes"]) == ("cpu", 174 << 20)
     assert (second["device"], second["budget_bytes"]) == ("cpu:0", 1 << 30)
-    assert all(stage["bytes"] <= 165 << 20 for stage in first["stages"])
+    assert all(stage["bytes"] <= 0.95 * (174 << 20) for stage in first["stages"])
     assert list(report["peak_memory_bytes_by_device"]) == ["cpu", "cpu:0"]
     assert report["peak_memory_bytes"] == max(report["peak_memory_bytes_by_device"].values())
     assert "divided over cpu, cpu:0 by the plan 'beside'" in caplog.text

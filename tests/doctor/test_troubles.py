@@ -1,6 +1,7 @@
 """Each of the classic troubles, planted, is found, named, and comes with what mends it."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from sd35.doctor.fits import blueprint_of, fits_of, variants_by_arithmetic
 from sd35.doctor.surroundings import Memory, check_host_memory
 from sd35.doctor.troubles import TROUBLES, troubleshooting_table
 from sd35.request import GenerationRequest
+from sd35.runtime.budget import ALLOCATOR_SHARE, gibibytes, usable
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
 from sd35.runtime.load import resolve
 from sd35.runtime.memory import Work, ladder, peak
@@ -65,16 +67,18 @@ def test_nothing_is_wrong_with_the_demo() -> None:
 
 
 def test_out_of_memory_names_the_largest_that_fits() -> None:
-    """Medium at 2048 pixels in a byte less than any plan needs: the square that is named is the largest."""
-    budget = min(_peaks(2048)) - 1
+    """Medium at 2048 pixels in a byte too little for any plan: the square that is named is the largest."""
+    needed = min(_peaks(2048))
+    budget = math.ceil(needed / (1 - ALLOCATOR_SHARE)) - 1
     config, asked = RuntimeConfig(device="cpu", max_vram=budget), Asked("medium", size=2048)
     diagnosis = examine(config, asked)
     (finding,) = [one for one in diagnosis.wrong if one.trouble == "out of memory"]
     table = diagnosis.fits[0]
-    assert (table.asked.side, table.asked.plan, table.asked.bytes) == (2048, None, budget + 1)
+    assert (table.asked.side, table.asked.plan, table.asked.bytes) == (2048, None, needed)
     assert table.largest is not None
-    assert min(_peaks(table.largest)) <= budget < min(_peaks(table.largest + 64))
+    assert min(_peaks(table.largest)) <= usable(budget) < min(_peaks(table.largest + 64))
     assert f"the largest square that fits is {table.largest}x{table.largest}" in finding.what
+    assert f"{gibibytes(usable(budget))} of {gibibytes(budget)} can be planned" in finding.what
     assert finding.fix.endswith(f"--width {table.largest} --height {table.largest} ...")
     enough = examine(RuntimeConfig(device="cpu", max_vram=budget + 1), asked)
     assert not [one for one in enough.wrong if one.trouble == "out of memory"]
@@ -103,7 +107,7 @@ def test_what_fits_is_what_drawing_chooses() -> None:
     row = {fit.side: fit for fit in tables["large"].rows}[1024]
     assert row.plan is not None
     assert row.plan.startswith("staged")
-    assert row.bytes <= 7.2 * GIB
+    assert row.bytes <= usable(round(7.2 * GIB))
     assert [fit.side for fit in tables["medium"].rows] == [512, 1024, 1536]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from budgets import budget_for
 from torch import nn
 
 from sd35.bench.random_weights import RandomCheckpoint
@@ -295,7 +296,7 @@ def test_budgets_divide_at_load(demo_fp8: Path, small: GenerationRequest) -> Non
     """Loaded with too little on the first, the demo draws the picture of one that is all in one place."""
     free = load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="fp32"))
     sizes, native = free.residence.sizes, Work.of(_settings("demo"), 1)
-    tight = memory.peak(MemoryPlan("resident"), sizes, native) - sizes.encoders
+    tight = budget_for(memory.peak(MemoryPlan("resident"), sizes, native) - sizes.encoders)
     config = RuntimeConfig(devices=TWO_NAMES, compute_dtype="fp32", max_vram=(tight, 10 * tight))
     beside = load_pipeline(demo_fp8, config)
     assert beside.residence.plan.name == "beside"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from budgets import budget_for
 
 from sd35.bench.random_weights import RandomCheckpoint
 from sd35.checkpoints.formats import open_checkpoint
@@ -13,6 +14,7 @@ from sd35.config import RuntimeConfig
 from sd35.errors import DeviceError, RequestError
 from sd35.quantization.recipe import Recipe
 from sd35.runtime import division, memory
+from sd35.runtime.budget import gibibytes, usable
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
 from sd35.runtime.devices import Card, cards_of, devices_of
 from sd35.runtime.memory import RESERVE, Division, MemoryPlan, Work
@@ -61,13 +63,13 @@ def cards(*gibibytes: float) -> list[Card]:
         ("large", True, (24, 4), "resident", None),
         ("large", True, (11.2, 11.2), "beside", Division(1, 0, (38, 0))),
         ("large", True, (9, 14), "beside", Division(1, 1, (38, 0))),
-        ("large", True, (6.2, 15.2), "split", Division(1, 0, (19, 19))),
+        ("large", True, (6.2, 15.2), "split", Division(1, 0, (22, 16))),
         ("large", True, (7.2, 7.2), "staged", None),
         ("large", False, (23, 23), "beside", Division(1, 1, (38, 0))),
-        ("large", False, (15.2, 15.2), "split", Division(1, 0, (29, 9))),
-        ("large", False, (11.2, 11.2, 11.2), "split", Division(1, 0, (18, 0, 20))),
+        ("large", False, (15.2, 15.2), "split", Division(1, 0, (30, 8))),
+        ("large", False, (11.2, 11.2, 11.2), "split", Division(1, 0, (17, 0, 21))),
         ("medium", True, (4, 14), "beside", Division(1, 1, (24, 0))),
-        ("medium", True, (2, 14), "split", Division(1, 1, (8, 16))),
+        ("medium", True, (2, 14), "split", Division(1, 1, (7, 17))),
         ("demo", True, (3.2, 3.2), "resident", None),
     ],
 )
@@ -92,7 +94,7 @@ def test_whatever_is_chosen_fits(variant: str, first: float, second: float) -> N
         assert plan == alone
         return
     assert division.fits(plan, found, GUIDED, budgets)
-    assert memory.peak(memory.MemoryPlan("resident"), found, GUIDED) > budgets[0]
+    assert memory.peak(memory.MemoryPlan("resident"), found, GUIDED) > usable(budgets[0])
     held = [division.held_by(card, plan.division, found)[1] for card in range(2)]
     assert sum(held) == found.total
     numbers = [i for blocks in division.ranges(plan.division) for i in blocks]
@@ -125,7 +127,7 @@ def test_ranges_are_as_long_as_the_room(large_16bit: Sizes) -> None:
     shares = []
     for card, blocks in enumerate(division.ranges(divided)):
         held = sum(large_16bit.block_bytes[i] + large_16bit.block_modulations[i] for i in blocks)
-        room = budgets[card] - division.peaks(plan, large_16bit, GUIDED)[card] + held
+        room = usable(budgets[card]) - division.peaks(plan, large_16bit, GUIDED)[card] + held
         if blocks:
             shares.append((held / room, block / room))
     (one, most), (other, _) = shares
@@ -135,14 +137,17 @@ def test_ranges_are_as_long_as_the_room(large_16bit: Sizes) -> None:
 def test_the_transformer_stays_whole_while_it_can(large: Sizes) -> None:
     """A split begins where the first card can't hold all blocks, and not before."""
     whole = division.peaks(MemoryPlan("beside", division=Division(1, 1, (38, 0))), large, GUIDED)[0]
-    plans = [division.choose(large, GUIDED, [whole + more, 16 * GIB]) for more in (0, -1)]
+    plans = [
+        division.choose(large, GUIDED, [budget, 16 * GIB])
+        for budget in (budget_for(whole), budget_for(whole) - 1)
+    ]
     assert [plan.name for plan in plans] == ["beside", "split"]
 
 
 def test_strips_come_before_a_split(large: Sizes) -> None:
     """A decode in strips gives up less than hops in every step."""
     encoders = large.encoders + memory.ENCODE_ACTIVATIONS + RESERVE
-    plan = division.choose(large, GUIDED, [round(8.8 * GIB), encoders])
+    plan = division.choose(large, GUIDED, [round(9.2 * GIB), budget_for(encoders)])
     assert plan.name == "beside"
     assert plan.strips > 0
     assert plan.division == Division(1, 0, (38, 0))
@@ -165,7 +170,7 @@ def test_after_a_card_was_full_the_first_is_alone(divided: Division, large: Size
 
 def test_a_split_that_hardly_used_the_first_card_falls_back_too() -> None:
     """Where no plan of the first card alone needs less of it than the split, its smallest is tried."""
-    found, budgets = sizes("medium", Recipe()), bounds(1.1, 14)
+    found, budgets = sizes("medium", Recipe()), bounds(1.2, 14)
     split = division.choose(found, GUIDED, budgets)
     assert split.name == "split"
     smaller = division.smaller_than(split, found, GUIDED, budgets)
@@ -177,7 +182,7 @@ def test_one_card_has_the_plans_of_before(large: Sizes) -> None:
     """With one budget, or none, nothing is divided."""
     assert division.choose(large, GUIDED, [None]) == next(memory.ladder())
     for budget in bounds(24, 7.2, 5.2, 3.2):
-        fitting = (plan for plan in memory.ladder() if memory.peak(plan, large, GUIDED) <= budget)
+        fitting = (plan for plan in memory.ladder() if division.fits(plan, large, GUIDED, [budget]))
         assert division.choose(large, GUIDED, [budget]) == next(fitting)
     assert list(division.candidates(large, GUIDED, [None, None])) == list(memory.ladder())
 
@@ -195,13 +200,13 @@ def test_the_table_says_which_card_has_what(large_16bit: Sizes) -> None:
     head, titles, *rows = division.table_text(plan, large_16bit, GUIDED, both).splitlines()
     assert head == "plan: split"
     assert titles.split() == ["card", "holds", "weights", "peak", "in", "headroom"]
-    assert "blocks 0 to 28 with AdaLN, embedders, VAE" in rows[0]
-    assert "encoders, blocks 29 to 37 with AdaLN" in rows[1]
+    assert "blocks 0 to 29 with AdaLN, embedders, VAE" in rows[0]
+    assert "encoders, blocks 30 to 37 with AdaLN" in rows[1]
     for row, peak in zip(rows, division.peaks(plan, large_16bit, GUIDED), strict=True):
-        assert row.endswith(memory.gibibytes(round(15.2 * GIB) - peak))
-        assert memory.gibibytes(peak) in row
+        assert row.endswith(gibibytes(usable(round(15.2 * GIB)) - peak))
+        assert gibibytes(peak) in row
     found = json.loads(json.dumps(division.as_dict(plan, large_16bit, GUIDED, both)))
-    assert found["division"] == {"encoders": 1, "vae": 0, "blocks": [29, 9]}
+    assert found["division"] == {"encoders": 1, "vae": 0, "blocks": [30, 8]}
     assert [entry["device"] for entry in found["devices"]] == ["cuda:0", "cuda:1"]
     tables = [entry["stages"] for entry in found["devices"]]
     peaks = [max(stage["bytes"] for stage in table) for table in tables]
@@ -306,13 +311,16 @@ def test_cards_that_can_not_draw_together(names: str, word: str, monkeypatch: py
 
 @pytest.mark.parametrize("result", sorted(RESULTS.glob("devices-*.json")), ids=lambda path: path.stem)
 def test_peaks_on_cards_are_the_arithmetic(result: Path) -> None:
-    """In every committed run under caps the plan is that which was measured, and each peak within 5%."""
+    """In every committed run under caps the plan is that which was measured, and each peak within 5%.
+
+    These runs are older than the allocator's share: a plan might need the whole cap.
+    """
     content = json.loads(result.read_text())
     divided = [row for row in content["rows"] if row["plan"] in ("beside", "split")]
     assert divided
     for row in divided:
         found = sizes(row["variant"], Recipe())
-        budgets = [device["cap_bytes"] for device in row["devices"].values()]
+        budgets = [budget_for(device["cap_bytes"]) for device in row["devices"].values()]
         work = Work(row["width"], row["height"], row["images"], row["steps"], 333, row["guidance"])
         plan = division.choose(found, work, budgets)
         assert plan.name == row["plan"]

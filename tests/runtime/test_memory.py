@@ -14,6 +14,7 @@ from sd35.config import RuntimeConfig, bytes_of
 from sd35.errors import DeviceError, RequestError
 from sd35.quantization.recipe import Recipe
 from sd35.runtime import division, facts, memory
+from sd35.runtime.budget import usable
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
 from sd35.runtime.memory import Work
 from sd35.runtime.pipeline import Pipeline
@@ -87,13 +88,13 @@ def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
     ("variant", "gibibytes", "name", "blocks_stay", "passing", "strips"),
     [
         ("large", 24.0, "resident", True, 0.0, 0),
-        ("large", 9.5, "staged", True, 0.0, 0),
-        ("large", 9.0, "staged", True, 0.0, WIDE),
-        ("large", 7.2, "staged", True, 0.0, 0),
-        ("large", 6.8, "staged", True, 0.0, WIDE),
-        ("large", 6.09, "staged", True, 0.0, WIDE),
-        ("large", 6.0, "staged", False, 0.0, 0),
-        ("large", 5.2, "streamed", True, 0.25, WIDE),
+        ("large", 10.0, "staged", True, 0.0, 0),
+        ("large", 9.2, "staged", True, 0.0, WIDE),
+        ("large", 7.3, "staged", True, 0.0, 0),
+        ("large", 7.2, "staged", True, 0.0, WIDE),
+        ("large", 6.41, "staged", True, 0.0, WIDE),
+        ("large", 6.3, "staged", False, 0.0, 0),
+        ("large", 5.2, "streamed", True, 0.375, WIDE),
         ("large", 3.2, "streamed", True, 0.75, WIDE),
         ("large", 1.2, "streamed", True, 1.0, WIDE),
         ("medium", 3.2, "staged", True, 0.0, WIDE),
@@ -103,18 +104,38 @@ def test_the_formulas_meet_what_was_measured(large: Sizes) -> None:
 def test_a_budget_chooses_its_plan(
     variant: str, gibibytes: float, name: str, blocks_stay: bool, passing: float, strips: int
 ) -> None:
-    """The fastest plan that fits, and it fits in every stage."""
+    """The fastest plan that fits, and in every stage it leaves the allocator its share."""
     budget, found = round(gibibytes * GIB), sizes(variant)
     plan = division.choose(found, GUIDED, [budget])
     assert (plan.name, plan.blocks_stay, plan.passing, plan.strips) == (name, blocks_stay, passing, strips)
-    assert all(stage.bytes <= budget for stage in memory.stages(plan, found, GUIDED))
+    assert all(stage.bytes <= usable(budget) for stage in memory.stages(plan, found, GUIDED))
+
+
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_a_plan_that_needs_nearly_all_is_not_taken(number: int, large: Sizes) -> None:
+    """With 3% to spare, which the allocator's gaps would take, a smaller one is; with 6% it is taken."""
+    plan = list(memory.ladder())[number]
+    needed = memory.peak(plan, large, GUIDED)
+    chosen = division.choose(large, GUIDED, [round(needed / 0.97)])
+    assert memory.peak(chosen, large, GUIDED) < needed
+    assert division.choose(large, GUIDED, [round(needed / 0.94)]) == plan
+
+
+def test_no_more_blocks_pass_than_have_to(large: Sizes) -> None:
+    """Within 5.2 GiB three eighths of Large: a quarter is too little, and half would be wasted time."""
+    budget = round(5.2 * GIB)
+    plan = division.choose(large, GUIDED, [budget])
+    assert plan.passing == 3 / 8
+    assert len(memory.passing_blocks(plan, large.mmdit.num_layers)) == 14
+    quarter = [replace(plan, passing=0.25, strips=strips) for strips in memory.DECODES]
+    assert not any(division.fits(other, large, GUIDED, [budget]) for other in quarter)
 
 
 @pytest.mark.parametrize("result", sorted(RESULTS.glob("memory-*.json")), ids=lambda path: path.stem)
 def test_peaks_on_a_card_are_the_arithmetic(result: Path) -> None:
     """Under every cap of the committed runs the plan is that which was measured, and its peak within 5%.
 
-    The first runs decoded in strips under every cap; a plan that now decodes whole has its peak there.
+    Runs by other plans than the present ones are below `earlier`.
     """
     capped = [row for row in json.loads(result.read_text())["rows"] if row["cap_bytes"]]
     assert capped
@@ -123,8 +144,7 @@ def test_peaks_on_a_card_are_the_arithmetic(result: Path) -> None:
         of_variant = sizes(row["variant"])
         plan = division.choose(of_variant, work, [row["cap_bytes"]])
         assert plan.name == row["plan"]
-        peaks = [memory.peak(one, of_variant, work) for one in (plan, replace(plan, strips=NARROW))]
-        assert any(peak == pytest.approx(row["peak_bytes"], rel=0.05) for peak in peaks)
+        assert memory.peak(plan, of_variant, work) == pytest.approx(row["peak_bytes"], rel=0.05)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -137,7 +157,9 @@ def test_the_last_rung_is_the_lowest(variant: str) -> None:
     assert max(peaks) == peaks[0] > peaks[-1] == min(peaks)
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 9), (0.5, 19), (0.75, 28), (1.0, 38)])
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.0, 0), (0.125, 4), (0.375, 14), (0.5, 19), (0.875, 33), (1.0, 38)]
+)
 def test_passing_blocks_are_spread(share: float, count: int) -> None:
     """As many as the share says, with equal distances but for one."""
     passing = memory.passing_blocks(memory.MemoryPlan("streamed", passing=share), 38)
@@ -190,22 +212,21 @@ def test_what_fits_nowhere_is_told_what_would(large: Sizes) -> None:
         division.choose(large, huge, [budget])
     side = int(str(caught.value).rpartition("x")[2].rstrip("."))
     least = list(memory.ladder())[-1]
-    fits = [
-        memory.peak(least, large, Work(s, s, 1, 28, 333, guided=True)) <= budget for s in (side, side + 64)
-    ]
-    assert fits == [True, False]
+    alone = [Work(s, s, 1, 28, 333, guided=True) for s in (side, side + 64)]
+    assert [division.fits(least, large, work, [budget]) for work in alone] == [True, False]
+    assert "1.90 GiB of 2.00 GiB can be planned" in str(caught.value)
 
 
 def test_the_table_names_stages_bytes_and_headroom(large: Sizes) -> None:
-    """Four stages; what is left is the budget less the stage."""
+    """Four stages; what is left is what is usable of the budget less the stage."""
     budget = round(7.2 * GIB)
     text = memory.table_text(division.choose(large, GUIDED, [budget]), large, GUIDED, budget)
     head, titles, *rows = text.splitlines()
-    assert head == "plan: staged within 7.20 GiB"
+    assert head == "plan: staged (decode in strips) within 6.84 GiB of 7.20 GiB"
     assert titles.split() == ["stage", "on", "the", "card", "peak", "headroom"]
     assert [row.split()[0] for row in rows] == ["encode", "tables", "loop", "decode"]
     peak, headroom = (float(word) for word in (rows[2].split()[-4], rows[2].split()[-2]))
-    assert peak + headroom == pytest.approx(7.2, abs=0.011)
+    assert peak + headroom == pytest.approx(6.84, abs=0.011)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from budgets import budget_for
 from torch.nn import functional
 
 from sd35.config import RuntimeConfig
@@ -21,6 +22,7 @@ from sd35.kernels.operands import Product
 from sd35.kernels.reference import fp8_values
 from sd35.request import GenerationRequest
 from sd35.runtime import load, memory, pipeline
+from sd35.runtime.budget import usable
 from sd35.runtime.graphs import Recorder
 from sd35.runtime.linear import Fp8Linear
 from sd35.runtime.load import load_pipeline
@@ -215,10 +217,10 @@ def test_a_budget_decides_at_load(demo_fp8: Path, small: GenerationRequest) -> N
     """A pipeline that is loaded for little memory draws the picture of one that has all."""
     free = load_pipeline(demo_fp8, CPU)
     native = Work.of(GenerationRequest("").pictures(free.variant)[0].settings, 1)
-    budget = memory.peak(PLANS[-1], free.residence.sizes, native)
+    budget = budget_for(memory.peak(PLANS[-1], free.residence.sizes, native))
     tight = load_pipeline(demo_fp8, RuntimeConfig(device="cpu", compute_dtype="fp32", max_vram=budget))
     assert free.residence.plan == PLANS[0]
-    assert memory.peak(tight.residence.plan, free.residence.sizes, native) <= budget
+    assert memory.peak(tight.residence.plan, free.residence.sizes, native) <= usable(budget)
     assert tight.residence.plan.moves
     assert np.abs(drawn(tight, small) - drawn(free, small)).max() <= 1
 
@@ -227,12 +229,12 @@ def test_larger_work_takes_a_smaller_plan(demo_fp8: Path) -> None:
     """A request beyond the plan's reach changes the plan; one beyond all plans is told what would fit."""
     sizes = load_pipeline(demo_fp8, CPU).residence.sizes
     little, more = (Work(side, side, 1, 28, 141, True) for side in (256, 512))
-    budget = memory.peak(PLANS[0], sizes, little)
+    budget = budget_for(memory.peak(PLANS[0], sizes, little))
     config = RuntimeConfig(device="cpu", compute_dtype="fp32", max_vram=budget)
     pipeline = load_pipeline(demo_fp8, config)
     assert pipeline.residence.plan == PLANS[0]
-    assert pipeline.residence.fit(more) == (memory.peak(PLANS[0], sizes, more) > budget)
-    assert memory.peak(pipeline.residence.plan, sizes, more) <= budget
+    assert pipeline.residence.fit(more) == (memory.peak(PLANS[0], sizes, more) > usable(budget))
+    assert memory.peak(pipeline.residence.plan, sizes, more) <= usable(budget)
     with pytest.raises(DeviceError, match="largest square that fits"):
         pipeline.generate(
             GenerationRequest("a fox", width=512, height=512, num_images=64, num_inference_steps=28)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sd35.config import RuntimeConfig
 from sd35.request import GenerationRequest
+from sd35.runtime.budget import usable
 from sd35.runtime.encoders import TextEncoders
 from sd35.runtime.memory import Work, peak
 from sd35.serving.drawing import PipelineEngine
@@ -175,7 +176,9 @@ def test_shelf_and_engine_keep_the_budget(engine: PipelineEngine) -> None:
     """With room for one and a half, A rests while B draws, and comes back the same."""
     budget = int(1.2 * engine.need([A]))
     assert engine.need([A, B]) > budget
-    shelf = Shelf(engine, engine.settle(Terms(vram_bytes=budget)))
+    terms = engine.settle(Terms(vram_bytes=budget))
+    assert terms.vram_bytes == usable(budget)
+    shelf = Shelf(engine, terms)
     shelf.have(A, lambda _: None)
     first = draw(engine, A)
     shelf.have(B, lambda _: None)

@@ -132,7 +132,9 @@ def _print_operation(operation: "Operation") -> None:
 
 
 def _print_fits(tables: "list[Fits]", budget: int | None) -> None:
-    within = "no bound" if budget is None else f"{budget / 2**30:.2f} GiB"
+    from sd35.runtime.budget import in_words
+
+    within = "no bound" if budget is None else in_words(budget)
     print(f"\nwhat fits in {within}, in FP8: side in pixels, plan, peak")
     for fits in tables:
         print(f"  {fits.name}" + ("" if fits.is_here else " (by arithmetic)"))

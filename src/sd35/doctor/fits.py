@@ -21,9 +21,10 @@ from sd35.errors import CheckpointError
 from sd35.quantization.planned import planned
 from sd35.quantization.recipe import Recipe
 from sd35.request import GenerationRequest
+from sd35.runtime import budget as budgets
+from sd35.runtime import division
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
-from sd35.runtime.division import choose_or_smallest
-from sd35.runtime.memory import Work, described, gibibytes, largest_square, peak
+from sd35.runtime.memory import Work, described, largest_square, peak
 from sd35.runtime.sizes import Sizes, sizes_of
 from sd35.variants import VARIANTS, Variant, variant_of
 
@@ -116,11 +117,10 @@ def check_fit(fits: Fits, budget: int | None) -> Finding:
     name, asked = f"memory for {fits.name}", fits.asked
     size = f"{asked.side}x{asked.side}"
     if asked.plan is not None:
-        within = "with no bound" if budget is None else f"within {gibibytes(budget)}"
-        return well(name, f"{size} takes {gibibytes(asked.bytes)} {within}: {asked.plan}")
-    what = (
-        f"{size} needs {gibibytes(asked.bytes)} with the smallest plan, and {gibibytes(budget or 0)} is free"
-    )
+        within = "with no bound" if budget is None else f"within {budgets.in_words(budget)}"
+        return well(name, f"{size} takes {budgets.gibibytes(asked.bytes)} {within}: {asked.plan}")
+    assert budget is not None, "without a bound everything fits"
+    what = f"{size} needs {budgets.too_little(asked.bytes, budget)}"
     if fits.largest is None:
         return wrong(name, f"{what}; no size fits", "sd35 generate --device cpu ...", "out of memory")
     side = fits.largest
@@ -164,10 +164,9 @@ def _rows(variant: Variant, sizes: Sizes, budget: int | None) -> Iterator[Fit]:
 
 
 def _fit(sizes: Sizes, work: Work, budget: int | None) -> Fit:
-    plan = choose_or_smallest(sizes, work, [budget])
-    needed = peak(plan, sizes, work)
-    is_enough = budget is None or needed <= budget
-    return Fit(work.width, described(plan) if is_enough else None, needed)
+    plan = division.choose_or_smallest(sizes, work, [budget])
+    is_enough = division.fits(plan, sizes, work, [budget])
+    return Fit(work.width, described(plan) if is_enough else None, peak(plan, sizes, work))
 
 
 def _work(variant: Variant, side: int) -> Work:

@@ -14,7 +14,7 @@ from sd35.checkpoints.store import REPOSITORIES, home
 from sd35.doctor.finding import Finding, well, wrong
 from sd35.doctor.fits import Fits
 from sd35.errors import Sd35Error
-from sd35.runtime.memory import gibibytes
+from sd35.runtime.budget import gibibytes
 
 LEAST_ROOM = 1 << 30  # for pictures, and for the FP8 folder of a small model
 _OTHERS_MAY = stat.S_IRWXG | stat.S_IRWXO

@@ -12,8 +12,8 @@ each border once a step (43 MB for a guided step of Large at 1024 x 1024). The c
 give room, not speed.
 
 A split takes the same share of each card's room, the smallest that is enough for all blocks; a card's room
-is what its other weights, activations and the reserve leave. A card that has blocks needs a whole
-step's activations.
+is what its other weights, activations and the reserve leave of what is usable. A card that has blocks needs
+a whole step's activations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,9 @@ from typing import Any
 
 from sd35.errors import DeviceError
 from sd35.runtime import memory
+from sd35.runtime.budget import gibibytes, usable
 from sd35.runtime.devices import Card
-from sd35.runtime.memory import Division, MemoryPlan, Stage, Work, gibibytes
+from sd35.runtime.memory import Division, MemoryPlan, Stage, Work
 from sd35.runtime.sizes import Sizes
 
 _DIVIDED: tuple[memory.Name, ...] = ("beside", "split")  # strips cost less than hops in every step
@@ -74,11 +75,10 @@ def smaller_than(plan: MemoryPlan, sizes: Sizes, work: Work, budgets: Budgets) -
 
 
 def fits(plan: MemoryPlan, sizes: Sizes, work: Work, budgets: Budgets) -> bool:
-    """Whether no card has to hold more than it may."""
+    """Whether no card has to hold more than is usable there."""
     needed = peaks(plan, sizes, work)
-    return all(
-        budget is None or peak <= budget for peak, budget in zip(needed, budgets[: len(needed)], strict=True)
-    )
+    pairs = zip(needed, budgets[: len(needed)], strict=True)
+    return all(budget is None or peak <= usable(budget) for peak, budget in pairs)
 
 
 def no_room(plan: MemoryPlan, sizes: Sizes, work: Work) -> DeviceError:
@@ -180,7 +180,7 @@ def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, cards: Sequence[Card]
     rows = [("card", "holds", "weights", "peak", "in", "headroom")]
     for number, card in enumerate(cards):
         fullest = max(stages_on(number, plan, sizes, work), key=lambda stage: stage.bytes)
-        left = "" if card.budget is None else gibibytes(card.budget - fullest.bytes)
+        left = "" if card.budget is None else gibibytes(usable(card.budget) - fullest.bytes)
         sums = (gibibytes(fullest.weights), gibibytes(fullest.bytes), fullest.name, left)
         rows.append((str(card.device), fullest.on_card, *sums))
     return "\n".join([f"plan: {memory.described(plan)}", *memory.aligned_columns(rows)])
@@ -199,7 +199,8 @@ def _roomiest(kind: MemoryPlan, sizes: Sizes, work: Work, bounds: Sequence[int])
 
 
 def _headroom(plan: MemoryPlan, sizes: Sizes, work: Work, bounds: Sequence[int]) -> int:
-    return min(bound - peak for bound, peak in zip(bounds, peaks(plan, sizes, work), strict=True))
+    needed = peaks(plan, sizes, work)
+    return min(usable(bound) - peak for bound, peak in zip(bounds, needed, strict=True))
 
 
 def _undivided(
@@ -218,7 +219,7 @@ def _divided(
     for card, bound in enumerate(bounds):
         stages = stages_on(card, bare, sizes, work)
         taken = max(stage.bytes + (step if stage.name == "loop" and card else 0) for stage in stages)
-        rooms.append(max(0, bound - taken))
+        rooms.append(max(0, usable(bound) - taken))
     blocks = [sum(pair) for pair in zip(sizes.block_bytes, sizes.block_modulations, strict=True)]
     for percent in _PERCENT:
         counts = _filled(blocks, [room * percent // 100 for room in rooms])

@@ -1,12 +1,12 @@
 """Which plan: where each part's weights are in each stage, chosen by arithmetic before anything is moved.
 
-Plans are rungs of one ladder, from the fastest to the smallest; the first whose peak fits is taken.
+Plans are rungs of one ladder, from the fastest to the smallest; the first that fits (`budget.py`) is taken.
 
     resident    nothing leaves
     staged      one after the other leave: the text encoders (they pass layer by layer); the AdaLN layers
                 (they pass, leaving a table) and the VAE while it is not its turn; the blocks while it is
                 not theirs; half of a step's activations (two passes for guidance)
-    streamed    a quarter of the joint blocks, half, three quarters, all pass through two rooms in each step
+    streamed    an eighth of the joint blocks, two eighths, up to all pass through two rooms in each step
 
 Each of these has three forms, as the VAE decodes whole, in wide strips or in narrow ones: whatever moves, the
 decode takes what room is left.
@@ -22,8 +22,8 @@ Activations follow formulas, in units that the network itself has:
 The factors are calibrated: on an H100 a guided step of Large at 1024 x 1024 took 0.48 to 0.52 GiB beside
 its weights, the formula says 0.51; a whole decode took 1.6 GiB with its weights, the formula 1.59. Those of
 strips come from counting every tensor, and so do four of source's five: the fifth is for a convolution's
-workspace. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's
-rounding: Large with its AdaLN on the card peaked at 8.3 GiB in the loop, the formula says 8.5.
+workspace. RESERVE is for cuBLAS's workspace (32 MiB) and the allocator's rounding: Large with its AdaLN on
+the card peaked at 8.3 GiB in the loop, the formula says 8.5.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,6 +32,8 @@ from typing import Any, Literal
 
 from sd35.errors import DeviceError
 from sd35.request import Settings
+from sd35.runtime import budget as budgets
+from sd35.runtime.budget import gibibytes, usable
 from sd35.runtime.encoders import CLIP_TOKENS
 from sd35.runtime.joint_block import MODULATIONS, MODULATIONS_DUAL, MODULATIONS_LAST_CONTEXT
 from sd35.runtime.mmdit import FINAL_ROWS, MMDiTConfig
@@ -50,7 +52,7 @@ STRIP_FACTOR = 5.75  # strips of the finest activation that live at once, of twi
 DECODES = (0, WIDE, NARROW)  # `strips` of a plan, the fastest first
 RESERVE = 128 << 20
 ENCODE_ACTIVATIONS = 32 << 20  # a text's 512 tokens through T5's hidden width, a few times over
-PASSING_SHARES = (0.25, 0.5, 0.75, 1.0)
+PASSING_SHARES = tuple(eighths / 8 for eighths in range(1, 9))
 LARGEST_SIDE, SIDE_STEP = 4096, 64  # what `largest_square` looks through
 
 Name = Literal["resident", "beside", "split", "staged", "streamed"]
@@ -198,8 +200,7 @@ def too_large(sizes: Sizes, work: Work, budget: int) -> DeviceError:
     """The error for work that no plan makes small enough, with the largest size that one would."""
     least = min(peak(plan, sizes, work) for plan in ladder())
     return DeviceError(
-        f"{in_words(work)} need {gibibytes(least)} with the smallest plan, and {gibibytes(budget)} is what "
-        f"there is: {largest_in_words(sizes, work, budget)}."
+        f"{in_words(work)} need {budgets.too_little(least, budget)}: {largest_in_words(sizes, work, budget)}."
     )
 
 
@@ -222,7 +223,7 @@ def largest_square(sizes: Sizes, work: Work, budget: int) -> int | None:
     limit = min(sizes.mmdit.pos_embed_max_size * PIXELS_PER_TOKEN, LARGEST_SIDE)
     for side in range(limit - limit % SIDE_STEP, 0, -SIDE_STEP):
         alone = replace(work, width=side, height=side, images=1)
-        if peak(smallest, sizes, alone) <= budget:
+        if peak(smallest, sizes, alone) <= usable(budget):
             return side
     return None
 
@@ -242,12 +243,12 @@ def as_dict(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> d
 
 
 def table_text(plan: MemoryPlan, sizes: Sizes, work: Work, budget: int | None) -> str:
-    """The plan for people: stage, what is on the card, bytes, headroom."""
+    """The plan for people: stage, what is on the card, bytes, headroom below what is usable."""
     rows = [("stage", "on the card", "peak", "headroom")]
     for stage in stages(plan, sizes, work):
-        left = "" if budget is None else gibibytes(budget - stage.bytes)
+        left = "" if budget is None else gibibytes(usable(budget) - stage.bytes)
         rows.append((stage.name, stage.on_card, gibibytes(stage.bytes), left))
-    within = "" if budget is None else f" within {gibibytes(budget)}"
+    within = "" if budget is None else f" within {budgets.in_words(budget)}"
     return "\n".join([f"plan: {described(plan)}{within}", *aligned_columns(rows)])
 
 
@@ -257,11 +258,6 @@ def aligned_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def gibibytes(count: int) -> str:
-    """1_610_612_736 -> '1.50 GiB', below a tenth of one in MiB."""
-    return f"{count / 2**30:.2f} GiB" if abs(count) >= 0.1 * 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def decode_activations(plan: MemoryPlan, sizes: Sizes, work: Work) -> int:

@@ -18,6 +18,7 @@ from sd35.config import RuntimeConfig
 from sd35.errors import DeviceError
 from sd35.request import GenerationRequest, Picture, preview_steps
 from sd35.runtime import facts
+from sd35.runtime.budget import usable
 from sd35.runtime.load import load_pipeline, needs_of, resolve
 from sd35.runtime.memory import Work, peak
 from sd35.runtime.pipeline import Pipeline
@@ -43,7 +44,7 @@ class PipelineEngine:
         self._needs: dict[Model, Needs] = {}
 
     def settle(self, terms: Terms) -> Terms:
-        """Without a bound, a card's is what is free there now; for resting there is half of the memory."""
+        """The bounds of what models need: by default what is free on a card now, and half of the memory."""
         device = resolve(self._config).device
         vram = terms.vram_bytes
         if vram is None and device.type == "cuda":
@@ -52,7 +53,7 @@ class PipelineEngine:
         ram = terms.ram_bytes
         if ram is None:
             ram = psutil.virtual_memory().total // 2
-        return replace(terms, vram_bytes=vram, ram_bytes=ram)
+        return replace(terms, vram_bytes=None if vram is None else usable(vram), ram_bytes=ram)
 
     def need(self, models: Collection[Model]) -> int:
         """Bytes of all parts of these, each counted once, and of drawing with the greediest of them."""
