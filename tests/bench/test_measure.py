@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import psutil
 import pytest
 import torch
 
@@ -60,6 +61,22 @@ def test_medians_without_what_comes_first(monkeypatch: pytest.MonkeyPatch, tiny:
     assert row.kept_seconds == pytest.approx(25)
     assert row.stage_seconds == pytest.approx({"encode": 1, "denoise": 17})
     assert (row.engine, row.width, row.steps, row.guidance, row.reason) == ("sd35", 64, 3, True, None)
+
+
+def test_the_first_picture_counts_from_the_start_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, tiny: Workload
+) -> None:
+    """Of a whole drawing from a checkpoint; with random weights there is no such figure."""
+    monkeypatch.setattr(timing.time, "time", lambda: psutil.Process().create_time() + 12.5)
+    engine = scripted(monkeypatch, [[1, 1]] * 12)
+    assert measure(engine, "sd35", tiny).first_picture_seconds is None
+    assert (
+        measure(engine, "sd35", replace(tiny, stage="denoise", checkpoint="demo")).first_picture_seconds
+        is None
+    )
+    assert measure(engine, "sd35", replace(tiny, checkpoint="demo")).first_picture_seconds == pytest.approx(
+        12.5
+    )
 
 
 def test_each_card_has_its_peak_and_its_cap(monkeypatch: pytest.MonkeyPatch, tiny: Workload) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from sd35.bench.results import Row, empty_row
-from sd35.bench.timing import FirstStep, StepMarks, drain, spread
+from sd35.bench.timing import FirstStep, StepMarks, drain, process_seconds, spread
 from sd35.bench.workload import OURS, Workload
 from sd35.request import Picture
 from sd35.runtime.facts import host_peak_bytes, peak_memory_bytes
@@ -67,6 +67,8 @@ class Engine(Protocol):
 def measure(engine: Engine, name: str, workload: Workload) -> Row:
     """The figures of a loaded engine."""
     first_call = _first_call(engine, workload)
+    is_start = workload.checkpoint is not None and workload.stage is None
+    first_picture = process_seconds() if is_start else None  # making random weights is nobody's start
     for device in engine.caps:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -91,6 +93,7 @@ def measure(engine: Engine, name: str, workload: Workload) -> Row:
         peak_bytes=max(peaks.values()),
         devices=_by_device(peaks, engine.caps) if len(peaks) > 1 else {},
         first_call_seconds=first_call,
+        first_picture_seconds=first_picture,
         load_seconds=engine.load_seconds,
         host_peak_bytes=host_peak_bytes(),
     )

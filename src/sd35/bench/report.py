@@ -223,6 +223,9 @@ def _closing_lines(result: Result) -> list[str]:
         first, last = drift["first_ms_per_step"], drift["last_ms_per_step"]
         lines.append(f"drift: {OURS} took {first:.2f} ms/step at the start and {last:.2f} at the end")
     lines += [f"{row['engine']}: {row['reason']}" for row in result["rows"] if row["reason"]]
+    started = [row["first_picture_seconds"] for row in result["rows"] if row.get("first_picture_seconds")]
+    if started:
+        lines.append(f"from a process's start to its first picture: {', '.join(map(_s, started))}")
     return lines + list(result["notes"])
 
 

@@ -46,6 +46,7 @@ class Row:
     devices: dict[str, dict[str, int | None]] = field(default_factory=dict)
     cap_bytes: int | None = None
     first_call_seconds: float | None = None
+    first_picture_seconds: float | None = None  # from its process's start, of a checkpoint on the disk
     load_seconds: float | None = None
     host_peak_bytes: int | None = None
     tflops: float | None = None  # TFLOP/s achieved in a step

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 
 
@@ -40,6 +41,11 @@ class FirstStep:
         """The first call counts."""
         if self.seconds is None:
             self.seconds = time.perf_counter() - self._begin
+
+
+def process_seconds() -> float:
+    """How long this process has been there: starting Python and importing libraries are in it."""
+    return time.time() - psutil.Process().create_time()
 
 
 def drain(device: torch.device) -> None:
