@@ -50,10 +50,8 @@ COMPUTE_REGISTERS = gl.constexpr(160)  # a thread, of 65,536 for 3 groups and th
 COPY_REGISTERS = gl.constexpr(24)
 LARGEST = gl.constexpr(float(LARGEST_CODE))
 STEP = gl.constexpr(score_step(64))
-LOWEST = gl.constexpr(-10_000.0)  # no score is; stands for those of a row that has none yet
-NO_SHIFT = gl.constexpr(
-    20_000.0
-)  # more than any row's: what was summed before it, nothing, decays to nothing
+LOWEST = gl.constexpr(-10_000.0)  # below every score; where no query lies there may be anything
+NO_SHIFT = gl.constexpr(20_000.0)  # above every shift: the empty sums before the first tile decay to 0
 ONE = gl.constexpr(0x38)  # in E4M3
 
 CODES = gl.constexpr(
