@@ -155,6 +155,18 @@ def test_a_demanded_attention_that_is_missing() -> None:
     assert only(check_attention(ON_HOPPER, "cudnn")).ok
 
 
+def test_the_fastest_attention_is_named_where_it_can_run() -> None:
+    """Ours in FP8 is a choice, so a line tells of it; whoever took it, or can't, hears nothing."""
+    candidates = [Candidate("fa3", None), Candidate("sd35-fp8", None)]
+    here = Operation("attention", "fa3", candidates)
+    assert only(check_attention(here, "auto")).what == "fa3; in FP8, --attention sd35-fp8 is the fastest here"
+    assert only(check_attention(here, "sd35-fp8")).what == "sd35-fp8"
+    elsewhere = Operation(
+        "attention", "fa3", [Candidate("fa3", None), Candidate("sd35-fp8", "it is not Hopper")]
+    )
+    assert only(check_attention(elsewhere, "auto")).what == "fa3"
+
+
 def test_missing_libraries_are_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is wrong without them, each has its command."""
     monkeypatch.setattr("sd35.doctor.libraries.installed_version", lambda package: None)

@@ -68,7 +68,10 @@ def check_attention(operation: Operation, wanted: Attention) -> Iterator[Finding
     chosen = operation.chosen if wanted == "auto" else wanted
     better = refusals.get("fa3")
     offer = _install(better) if better and chosen != "fa3" else ""
-    yield well("attention", f"{chosen}" + (f"; fa3 would be faster: {better}" if offer else ""), offer)
+    said = [chosen, *([f"fa3 would be faster: {better}"] if offer else [])]
+    if chosen != "sd35-fp8" and "sd35-fp8" in refusals and refusals["sd35-fp8"] is None:
+        said.append("in FP8, --attention sd35-fp8 is the fastest here")
+    yield well("attention", "; ".join(said), offer)
 
 
 def _install(refusal: str) -> str:
