@@ -74,10 +74,9 @@ def memory_section(results: Iterable[Result]) -> str:
     lines = [
         "## Memory",
         "",
-        "From prompt to picture, T5 in 16 bits, with a limit on what PyTorch may allocate: about 7.2 GiB are",
-        "usable on an 8 GB card and 3.2 GiB on a 4 GB card. Ratios compare with a run without a limit, where",
-        "everything stays on the card. Random weights at full size, on",
-        f"{' or '.join(machines)}: [memory](docs/guides/memory.md).",
+        "From prompt to picture, T5 in 16 bits, with a limit on what PyTorch may allocate (7.2 GiB for a",
+        "card of 8 GB, 3.2 for 4 GB), beside a run in which everything stays on the card. Random weights,",
+        f"on {' or '.join(machines)}: [memory](docs/guides/memory.md).",
         "",
         _line(head),
         _line(["---"] * len(head)),
