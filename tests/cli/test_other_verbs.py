@@ -11,7 +11,9 @@ import pytest
 
 from sd35.checkpoints.store import locate
 from sd35.cli.main import entry, main
+from sd35.config import RuntimeConfig
 from sd35.quantization import folders
+from sd35.runtime.load import resolve
 
 
 def test_quantize_and_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +74,8 @@ def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     kept = tmp_path / "kept"
     assert main(["compare", *arguments, "--sheet", str(tmp_path / "sheet.png"), "--keep", str(kept)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 pictures, 2 steps\nreference: bfloat16 on ")
+    dtype = str(resolve(RuntimeConfig(device="cpu")).dtype).removeprefix("torch.")
+    assert out.startswith(f"2 pictures, 2 steps\nreference: {dtype} on ")
     for row in ("| PSNR, dB |", "| SSIM |", "| evaluator feature cosine |", "| same subject"):
         assert row in out
     assert (tmp_path / "sheet.png").stat().st_size > 1000
