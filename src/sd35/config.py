@@ -9,6 +9,7 @@ from sd35.errors import RequestError
 ComputeDtype = Literal["auto", "bf16", "fp32"]
 _UNITS = {None: 1, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 _MOST_BYTES = 2**50
+Precision = Literal["fp8", "bf16"]  # of the transformer's weights
 Kernels = Literal["auto", "reference", "triton"]
 Activations = Literal["auto", "fp8", "16bit"]
 Attention = Literal["auto", "fa3", "cudnn", "flash", "xformers", "sdpa", "sd35-fp8", "fa3-fp8"]

@@ -7,9 +7,9 @@ it does for people.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from sd35.config import RuntimeConfig
+from sd35.config import Precision, RuntimeConfig
 from sd35.errors import RequestError
 from sd35.request import GenerationRequest, Picture
 from sd35.variants import Variant, variant_named
@@ -18,7 +18,6 @@ OURS = "sd35"
 PEERS = ("diffusers-eager", "diffusers-compile", "torchao-compile")
 STAGES = ("encode", "denoise", "decode")
 MAX_ROUNDS = 1_000
-Precision = Literal["fp8", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

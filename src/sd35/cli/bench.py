@@ -15,11 +15,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sd35.bench.workload import OURS, PEERS, STAGES, Precision, Workload
+from sd35.bench.workload import OURS, PEERS, STAGES, Workload
 from sd35.cli import bench_serve
 from sd35.cli.console import print_json
 from sd35.cli.output import write_whole
-from sd35.config import Attention, RuntimeConfig
+from sd35.config import Attention, Precision, RuntimeConfig
 from sd35.errors import OutputError, RequestError
 from sd35.variants import VARIANTS
 

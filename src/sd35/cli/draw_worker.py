@@ -13,7 +13,7 @@ from sd35.serving.worker import Engine, connection_from, serve_tasks
 Witness = Literal["16-bit"]  # the second opinion on a picture that came out wrong in FP8
 
 if TYPE_CHECKING:
-    from sd35.quantization.ready import Precision
+    from sd35.config import Precision
 
 
 def engine(precision: "Precision | Witness", device: str) -> Engine:

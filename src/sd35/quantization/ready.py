@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from sd35 import __version__
 from sd35.checkpoints.formats import open_checkpoint
 from sd35.checkpoints.placing import BeingMadeError
 from sd35.checkpoints.store import derived, home, locate
-from sd35.config import RuntimeConfig
+from sd35.config import Precision, RuntimeConfig
 from sd35.errors import CheckpointError, OutputError, RequestError
 from sd35.quantization.convert import quantize
 from sd35.quantization.recipe import Recipe
@@ -25,7 +25,6 @@ from sd35.variants import variant_named
 
 PAUSE = 1.0  # seconds between two looks at what another process makes
 
-Precision = Literal["fp8", "bf16"]
 
 log = logging.getLogger(__name__)
 
