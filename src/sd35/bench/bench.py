@@ -27,7 +27,6 @@ OnProgress = Callable[[Report, str], None]  # the report has grown; what there i
 
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 _LONGEST_REASON = 300  # characters
-_REPEAT_SHARE = 0.15  # of the budget, kept back for our engine's second turn
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,16 @@ def bench(plan: Plan, machine: dict[str, Any], on_progress: OnProgress) -> Repor
     report = Report(machine, plan.workload.stage, work_of(shapes_of(plan.workload)))
     deadline = time.monotonic() + plan.budget
     repeats = OURS in plan.engines and len(plan.engines) + len(plan.caps) > 1
-    reserve = plan.budget * _REPEAT_SHARE if repeats else 0.0
+    reserve = 0.0  # seconds kept back for our engine's second turn
     turns = [(engine, plan.workload) for engine in plan.engines]
     others = [plan.workload.with_attention(name) for name in plan.also]
     others += [plan.workload.within(cap) for cap in plan.caps]
     turns[1:1] = [(OURS, workload) for workload in others]
     for i, (engine, workload) in enumerate(turns):
-        left = deadline - time.monotonic() - reserve
-        outcome = _turn(plan, engine, workload, left, with_limits=i == 0)
+        begin = time.monotonic()
+        outcome = _turn(plan, engine, workload, deadline - begin - reserve, with_limits=i == 0)
+        if i == 0 and repeats:
+            reserve = time.monotonic() - begin
         _enter(report, outcome, engine, workload)
         on_progress(report, _words(engine, outcome))
     if repeats:

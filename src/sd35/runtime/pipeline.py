@@ -166,16 +166,14 @@ class Pipeline:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder | None]:
-        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
+        """The recorder of a loop, None where a step can't be recorded.
 
-        None too where blocks are on several cards, as a recording is of one. Where weights move between
-        stages, its recordings end with the loop, and so does their memory.
+        Where weights move between stages, its recordings end with the loop, and so does their memory.
         """
-        plan = self.residence.plan
         try:
-            yield None if plan.passing or plan.name == "split" else self.recorder
+            yield self.recorder if self.residence.can_record else None
         finally:
-            if plan.moves:
+            if self.residence.plan.moves:
                 self._forget_recordings()
 
     def _forget_recordings(self) -> None:
