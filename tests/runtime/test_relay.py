@@ -128,7 +128,7 @@ def test_a_failure_is_told_where_the_layer_is_called(relay: Relay) -> None:
     cargos = [Cargo(layer) for layer in layers]
     x = torch.randn(2, 60)
     expected = layers[1](layers[0](x))
-    guests = Parade(layers, cargos, dock, relay=relay)
+    guests = Parade(layers, cargos, dock, repeats=False, relay=relay)
     whole = cargos[1].gather
     cargos[1].gather = lambda *_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
@@ -158,7 +158,7 @@ def test_a_parade_through_a_relay(relay: Relay, lingers: bool) -> None:
 
     expected, dock = walked(), Dock(CPU)
     cargos = [Cargo(layer) for layer in layers]
-    guests = Parade(layers, cargos, dock, lingers=lingers, relay=relay)
+    guests = Parade(layers, cargos, dock, repeats=False, lingers=lingers, relay=relay)
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(walked(), expected, strict=True))
         assert (dock.held > 0) is lingers
@@ -185,7 +185,7 @@ def test_packed_values_need_no_buckets(relay: Relay, monkeypatch: pytest.MonkeyP
     layer, x = nn.Linear(9, 9), torch.randn(2, 9)
     expected, cargo = layer(x), Cargo(layer)
     cargo.pack()
-    Parade([layer], [cargo], Dock(CPU), relay=relay)
+    Parade([layer], [cargo], Dock(CPU), repeats=False, relay=relay)
     assert torch.equal(layer(x), expected)
 
 
@@ -208,7 +208,9 @@ def test_on_a_card() -> None:
     seen: list[Tensor] = []
     for layer in layers:
         layer.register_forward_hook(lambda layer, *_: seen.append(layer.weight.double().sum()))
-    guests = Parade(layers, [Cargo(layer) for layer in layers], Dock(device), lingers=True, relay=relay)
+    guests = Parade(
+        layers, [Cargo(layer) for layer in layers], Dock(device), repeats=False, lingers=True, relay=relay
+    )
     with torch.inference_mode():
         for _ in range(20):
             seen.clear()

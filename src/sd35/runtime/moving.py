@@ -9,8 +9,7 @@ not know that it travels: hooks before and after a module's call move it.
 Few large modules visit whole (`Visit`). Many small ones pass in a row (`Parade`) through two rooms: while one
 works, the next is copied into the other room on a stream of its own. A room is written only after its last
 reader is done, and read only after its copy is. What is not page-locked reaches the card through the buckets
-of `relay.py`. Where the row is the inside of a network, each call of that is a round which neither needs
-anything under way nor leaves it so: a CUDA graph can record the round, copies and all.
+of `relay.py`.
 
 The dock counts what it lends; with the CPU for a card, the movement is the same and the counts are too.
 """
@@ -91,13 +90,8 @@ class Cargo:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the values lie in one piece, page-locked if the system allowed it."""
+        """Whether the values lie in one page-locked piece."""
         return self._packed is not None
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether the card reads the values by itself, as it does when it replays a recorded copy."""
-        return self._packed is not None and self._packed.is_pinned()
 
     def gather(self, start: int, end: int, address: int) -> None:
         """Copy what belongs between two bytes of a room to an address in host memory; other threads go on."""
@@ -166,12 +160,10 @@ class Parade:
     """Modules that are called one after another, and of which two are on the card at most.
 
     The last one's end is the end, unless the parade `lingers`: then the rooms stay until `leave`, so that the
-    last may be called again too. They stay as well where the modules are the inside of another that is
-    `called`: then each call of that one is a round, the same whatever was before it. It begins with the first
-    on its way and with both rooms free, and ends with nobody on the way. A module called again at once is
-    still there; one called out of turn is fetched when it is called. `keep` makes of a module's result one
-    that reads nothing of the module's: the next but one takes its room. What is not packed goes through
-    `relay`.
+    last may be called again too. With `repeats` they stay as well, and the first is fetched again while the
+    last works. A module called again at once is still there; one called out of turn is fetched when it is
+    called. `keep` makes of a module's result one that reads nothing of the module's: the next but one takes
+    its room. What is not packed goes through `relay`.
     """
 
     def __init__(
@@ -180,43 +172,26 @@ class Parade:
         cargos: Sequence[Cargo],
         dock: Dock,
         *,
-        called: nn.Module | None = None,
+        repeats: bool,
         lingers: bool = False,
         before: Callable[[], None] = lambda: None,
         keep: Callable[[Any], Any] = lambda result: result,
         relay: Relay | None = None,
     ) -> None:
         self._cargos, self._before, self._keep = cargos, before, keep
-        self._dock, self._lane = dock, Lane(dock.device, relay)
-        self._lingers = lingers or called is not None
+        self._dock, self._repeats, self._lane = dock, repeats, Lane(dock.device, relay)
+        self._lingers = lingers or repeats
         self._rooms: list[Tensor] = []
         self._free: list[Any] = [None, None]  # when each room's last reader is done
         self._coming: tuple[int, int, Crossing] | None = None  # who, into which room
         self._working: tuple[int, int] | None = None
         self._gone: tuple[int, int] | None = None  # who worked last, and in which room it can still be found
         self._hooks = [hook for i, module in enumerate(modules) for hook in self._hook(i, module)]
-        self.called = called
-        if called is not None:
-            self._hooks.append(called.register_forward_pre_hook(lambda *_: self._begin_round()))
-            self._hooks.append(called.register_forward_hook(lambda *_: self._end_round()))
 
     @property
     def room_bytes(self) -> int:
         """Of both rooms."""
         return 2 * max(cargo.nbytes for cargo in self._cargos)
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether the card reads all that passes by itself."""
-        return all(cargo.is_locked for cargo in self._cargos)
-
-    def arrive(self) -> None:
-        """Have the two rooms; nothing happens if they are there."""
-        if self._rooms:
-            return
-        self._before()
-        self._rooms = [self._dock.room(self.room_bytes // 2) for _ in range(2)]
-        self._free = [self._lane.now(), self._lane.now()]
 
     def leave(self) -> None:
         """Have all modules at home, and give the rooms back."""
@@ -236,22 +211,15 @@ class Parade:
 
     def _hook(self, i: int, module: nn.Module) -> list[Any]:
         return [
-            module.register_forward_pre_hook(lambda *_: self._enter(i)),
+            module.register_forward_pre_hook(lambda *_: self._arrive(i)),
             module.register_forward_hook(lambda _module, _given, result: self._depart(i, result)),
         ]
 
-    def _begin_round(self) -> None:
-        """The first comes, into the first room, behind all work so far."""
-        self.arrive()
-        self._turn_back()
-        self._gone, self._free = None, [self._lane.now(), self._lane.now()]
-        self._fetch(0, 0)
-
-    def _end_round(self) -> None:
-        self._turn_back()
-
-    def _enter(self, i: int) -> None:
-        self.arrive()
+    def _arrive(self, i: int) -> None:
+        if not self._rooms:
+            self._before()
+            self._rooms = [self._dock.room(self.room_bytes // 2) for _ in range(2)]
+            self._free = [self._lane.now(), self._lane.now()]
         if self._gone is not None and self._gone[0] == i:
             self._cargos[i].appear_in(self._rooms[self._gone[1]])
             self._working = self._gone
@@ -263,8 +231,9 @@ class Parade:
         self._lane.wait(crossing)
         self._cargos[i].appear_in(self._rooms[room])
         self._coming, self._working = None, (i, room)
-        if i + 1 < len(self._cargos):
-            self._fetch(i + 1, 1 - room)
+        following = i + 1
+        if following < len(self._cargos) or self._repeats:
+            self._fetch(following % len(self._cargos), 1 - room)
 
     def _depart(self, i: int, result: Any) -> Any:
         assert self._working is not None
@@ -327,9 +296,9 @@ class Lane:
         self._let_pass()
 
     def drain(self) -> None:
-        """Wait until no copy is under way, in a replay neither: what is copied from may go then."""
+        """Wait until no copy is under way: what is copied from may go then."""
         if self._stream is not None:
-            torch.cuda.synchronize(self._device)
+            self._stream.synchronize()
 
     def _let_pass(self) -> None:
         """The work goes on behind all copies that are queued."""

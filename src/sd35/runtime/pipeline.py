@@ -166,14 +166,16 @@ class Pipeline:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder | None]:
-        """The recorder of a loop, None where a step can't be recorded.
+        """The recorder of a loop: None where weights pass during it, as a recording knows addresses.
 
-        Where weights move between stages, its recordings end with the loop, and so does their memory.
+        None too where blocks are on several cards, as a recording is of one. Where weights move between
+        stages, its recordings end with the loop, and so does their memory.
         """
+        plan = self.residence.plan
         try:
-            yield self.recorder if self.residence.can_record else None
+            yield None if plan.passing or plan.name == "split" else self.recorder
         finally:
-            if self.residence.plan.moves:
+            if plan.moves:
                 self._forget_recordings()
 
     def _forget_recordings(self) -> None:

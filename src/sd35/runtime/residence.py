@@ -79,12 +79,6 @@ class Residence:
         divided = self.plan.division
         return self.cards[divided.vae].device if divided else self.device
 
-    @property
-    def can_record(self) -> bool:
-        """Whether a CUDA graph can hold a step: it is of one card, and copies what is page-locked alone."""
-        passing = (guest for guest in self._guests if isinstance(guest, Parade) and guest.called)
-        return self.plan.name != "split" and all(parade.is_locked for parade in passing)
-
     def needs_change(self, work: Work) -> bool:
         """Whether this work is too much for the plan."""
         return not division.fits(self.plan, self.sizes, work, self._budgets())
@@ -132,9 +126,9 @@ class Residence:
                 self._empty_cache()  # what comes next would cut up their pieces: no recording could have them
 
     def bring(self, module: nn.Module) -> None:
-        """What visits the device when this module is called comes now; what passes in it gets its rooms."""
+        """What visits the device when this module is called comes now."""
         for guest in self._guests:
-            if guest.called is module:
+            if isinstance(guest, Visit) and guest.called is module:
                 guest.arrive()
 
     def change(self, plan: MemoryPlan) -> None:
@@ -219,7 +213,7 @@ class Residence:
             self._guests.append(
                 Parade(
                     layers, cargos, self.dock,
-                    lingers=True, before=self._send_home, relay=self._relay,
+                    repeats=False, lingers=True, before=self._send_home, relay=self._relay,
                 )
             )  # fmt: skip
 
@@ -232,7 +226,7 @@ class Residence:
                 layer.to(self.device)
         else:
             cargos = [self._packed(Cargo(layer)) for layer in modulations]
-            self._guests.append(Parade(modulations, cargos, self.dock))
+            self._guests.append(Parade(modulations, cargos, self.dock, repeats=False))
         if not plan.blocks_stay:
             cargo = self._packed(Cargo(mmdit.blocks, without=modulations))
             self._guests.append(Visit(cargo, mmdit, self.dock))
@@ -241,7 +235,7 @@ class Residence:
         self._settle(mmdit.blocks, [*modulations, *passing])
         if passing:
             cargos = [self._packed(Cargo(block, without=modulations)) for block in passing]
-            self._guests.append(Parade(passing, cargos, self.dock, called=mmdit, keep=_kept))
+            self._guests.append(Parade(passing, cargos, self.dock, repeats=True, keep=_kept))
 
     def _settle(self, module: nn.Module, but: list[nn.Module]) -> None:
         """Move a module to the device for good, but for some modules below it."""
