@@ -90,7 +90,7 @@ def _memory_line(result: Result, row: Result) -> str:
     kept = [_kept(one) for one in (row, free)]
     return _line(
         [
-            f"{VARIANTS[row['variant']].title}, {_work(row)}",
+            f"{VARIANTS[row['variant']].title}, {_work(row)}, attention {row['attention']}",
             _gib(row["cap_bytes"]),
             row["plan"],
             _gib(row["peak_bytes"]),
