@@ -70,7 +70,7 @@ def test_a_cap_is_beside_the_run_without_one(result: dict[str, Any]) -> None:
     lines = memory_section([result]).splitlines()[-2:]
     assert ["staged" in line for line in lines] == [True, False]
     assert lines[0] == (
-        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance, attention fa3 "
+        "| Stable Diffusion 3.5 Large, 1024 x 1024, 2 images, 28 steps, guidance, attention sdpa "
         "| 7.0 GiB | staged | 6.0 GiB | 50.0 | 3.50 s (1.25x) | 5.00 s (1.67x) | 3.90 s (1.34x) |"
     )
     assert readme_section([result]) == ""
