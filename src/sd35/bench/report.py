@@ -76,7 +76,7 @@ def memory_section(results: Iterable[Result]) -> str:
         "",
         "From prompt to picture, T5 in 16 bits, with a limit on what PyTorch may allocate (7.2 GiB for a",
         f"card of 8 GB, 3.2 for 4 GB), beside a run without. Random weights, on {' or '.join(machines)}.",
-        "Streamed plans are as fast as the bus that the weights pass: [memory](docs/guides/memory.md#benchmark).",
+        "Streamed plans are as fast as the bus to the card: [memory](docs/guides/memory.md#benchmark).",
         "",
         _line(head),
         _line(["---"] * len(head)),
