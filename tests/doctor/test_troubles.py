@@ -1,7 +1,6 @@
 """Each of the classic troubles, planted, is found, named, and comes with what mends it."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from budgets import budget_for
 from loopback_hub import LoopbackHub, contents
 from safetensors.torch import load_file, save_file
 from test_full_size import whole  # noqa: F401 - a fixture
@@ -28,7 +28,7 @@ from sd35.doctor.fits import blueprint_of, fits_of, variants_by_arithmetic
 from sd35.doctor.surroundings import Memory, check_host_memory
 from sd35.doctor.troubles import TROUBLES, troubleshooting_table
 from sd35.request import GenerationRequest
-from sd35.runtime.budget import ALLOCATOR_SHARE, gibibytes, usable
+from sd35.runtime.budget import gibibytes, usable
 from sd35.runtime.configs import read_mmdit_config, read_vae_config
 from sd35.runtime.load import resolve
 from sd35.runtime.memory import Work, ladder, peak
@@ -69,7 +69,7 @@ def test_nothing_is_wrong_with_the_demo() -> None:
 def test_out_of_memory_names_the_largest_that_fits() -> None:
     """Medium at 2048 pixels in a byte too little for any plan: the square that is named is the largest."""
     needed = min(_peaks(2048))
-    budget = math.ceil(needed / (1 - ALLOCATOR_SHARE)) - 1
+    budget = budget_for(needed) - 1
     config, asked = RuntimeConfig(device="cpu", max_vram=budget), Asked("medium", size=2048)
     diagnosis = examine(config, asked)
     (finding,) = [one for one in diagnosis.wrong if one.trouble == "out of memory"]

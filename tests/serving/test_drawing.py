@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from budgets import budget_for
 
 from sd35.config import ComputeDtype, RuntimeConfig
 from sd35.errors import MissingError
@@ -130,7 +131,7 @@ def test_batch_is_no_larger_than_the_plan_allows(demo_fp8: Path, monkeypatch: py
     ten = GenerationRequest("a fox", width=512, height=512, num_images=10)
     job = Task("job", 1, DEMO, tuple(ten.pictures(DEMO.variant)))
     two = Work.of(job.pictures[0].settings, 20)
-    monkeypatch.setattr(residence, "budget", round(peak(residence.plan, residence.sizes, two) / 0.94))
+    monkeypatch.setattr(residence, "budget", budget_for(peak(residence.plan, residence.sizes, two)))
     assert [engine.fitting([job] * count) for count in (1, 2, 3, 4)] == [1, 2, 2, 2]
     monkeypatch.setattr(residence, "budget", 1)
     assert engine.fitting([job] * 3) == 1
